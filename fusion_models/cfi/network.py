@@ -1,0 +1,131 @@
+"""Network of cfi: shared encoders at three scales, causal feature integrators, adding decoder.
+
+Paper: Wang et al., Multi-Modal Image Fusion via Intervention-Stable Feature Learning (cfi).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusion_models.cfi.objective import CfiObjective
+from fusion_models.layers import ResidualTanhHead, fold_batch_norms, pool_tokens, upsample
+from fusion_models.registry import ModelCard, register_model
+
+GRID = 8  # r: keys and values are pooled to r x r tokens
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs),
+        nn.LeakyReLU(0.01),
+    )
+
+
+class CausalFeatureIntegrator(nn.Module):
+    """Blends features that both modalities explain with those that either has (section 3.3).
+
+    ``theta_v>i = Attention(Q_v, Pool(K_i), Pool(V_i))`` and the other way round;
+    ``theta_c = theta_v>i + theta_i>v``, ``theta_l = theta_i + theta_v``,
+    ``G = sigmoid(conv(theta_c))``, ``theta = G theta_c + (1 - G) theta_l``.
+
+    Projection and pooling are both linear and commute, so keys and values are projected after the
+    pooling, and the query's projection is carried over to the keys: no full-resolution 1x1
+    convolution is left.
+
+    Args:
+        channels: C. stride: pooling before the resize to the token grid.
+        query_stride: queries are taken on features pooled by this factor, their answers brought back
+            bilinearly; what 64 tokens can say has no finer detail.
+    """
+
+    def __init__(self, channels: int, stride: int, query_stride: int = 1):
+        super().__init__()
+        self.stride, self.query_stride = stride, query_stride
+        self.query, self.key, self.value = (
+            nn.Linear(channels, channels, bias=False) for _ in range(3)
+        )
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1), nn.LeakyReLU(0.01), nn.Conv2d(16, 1, 1)
+        )
+        self.refine = _block(channels, channels)
+        self.scale = 1.0 / math.sqrt(channels)
+
+    def _attend(self, source: Tensor, tokens: Tensor) -> Tensor:
+        """Queries of `source` `[B, C, h, w]` over the other modality's `tokens` `[B, T, C]`."""
+        keys = self.key(tokens) @ self.query.weight * self.scale
+        logits = source.flatten(2).transpose(1, 2) @ keys.transpose(1, 2)
+        answer = torch.softmax(logits.float(), -1).to(tokens.dtype) @ self.value(tokens)
+        return answer.transpose(1, 2).unflatten(2, source.shape[-2:])
+
+    def forward(self, ir: Tensor, vi: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[B, C, H, W]` of both modalities to `(theta_CFI [B, C, H, W], G [B, 1, H, W])`."""
+        tokens_ir, tokens_vi = (
+            pool_tokens(x, GRID, self.stride).flatten(2).transpose(1, 2) for x in (ir, vi)
+        )
+        q_ir, q_vi = ir, vi
+        if self.query_stride > 1:
+            q_ir, q_vi = (F.avg_pool2d(x, self.query_stride) for x in (ir, vi))
+        common = self._attend(q_vi, tokens_ir) + self._attend(q_ir, tokens_vi)
+        gate = torch.sigmoid(self.gate(common))
+        if self.query_stride > 1:
+            common, gate = upsample(common, self.query_stride), upsample(gate, self.query_stride)
+        local = ir + vi
+        return self.refine(local + gate * (common - local)), gate
+
+
+@register_model(
+    ModelCard(
+        "cfi",
+        "Siamese U-Net with a causal feature integrator, trained under interventions",
+        "Wang et al., Multi-Modal Image Fusion via Intervention-Stable Feature Learning",
+    ),
+    CfiObjective,
+)
+class Cfi(nn.Module):
+    """Fuses `ir`, `vi` `[B, 1, H, W]` in [0, 1] to `fused` of the same shape and range.
+
+    Args:
+        channels: width at all three scales.
+    """
+
+    def __init__(self, channels: int = 32):
+        super().__init__()
+        self.encoders = nn.ModuleList(
+            nn.Sequential(*_block(c, channels), *_block(channels, channels))
+            for c in (1, channels, channels)
+        )
+        # Pooling strides for 640x480: about two samples a token along each side.
+        self.integrators = nn.ModuleList(
+            CausalFeatureIntegrator(channels, stride, query_stride)
+            for stride, query_stride in ((32, 2), (16, 1), (8, 1))
+        )
+        self.decoders = nn.ModuleList(_block(channels, channels) for _ in range(2))
+        self.reconstruct = nn.Conv2d(channels, 1, 3, padding=1)
+        self.head = ResidualTanhHead()
+
+    def fuse_with_gates(self, ir: Tensor, vi: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Fused image and the gates G of the three scales, `[B, 1, H / 2^k, W / 2^k]`."""
+        skips, gates = [], []
+        x_ir, x_vi = ir, vi
+        for level, (encode, integrate) in enumerate(zip(self.encoders, self.integrators)):
+            if level:
+                x_ir, x_vi = F.max_pool2d(x_ir, 2), F.max_pool2d(x_vi, 2)
+            x_ir, x_vi = encode(x_ir), encode(x_vi)
+            theta, gate = integrate(x_ir, x_vi)
+            skips.append(theta)
+            gates.append(gate)
+        y = skips[2]
+        for decode, skip in zip(self.decoders, (skips[1], skips[0])):
+            y = decode(upsample(y) + skip)
+        return self.head(self.reconstruct(y), ir, vi), gates
+
+    def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
+        return self.fuse_with_gates(ir, vi)[0]
+
+    def deploy(self) -> nn.Module:
+        """Copy with the batch norms folded into the convolutions."""
+        return fold_batch_norms(self)

@@ -1,0 +1,5 @@
+"""refinefuse: four-scale encoders refined by spatial, pooled-attention and channel modules."""
+
+from fusion_models.refinefuse.network import RefineFuse
+
+__all__ = ["RefineFuse"]

@@ -1,0 +1,176 @@
+"""Network of refinefuse: SFIM on shallow, PSIM on deep features, FIM in the decoder.
+
+Paper: RefineFuse, a multi-scale interaction network for multi-modal image fusion.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusion_models.layers import ResidualTanhHead, pool_tokens, upsample
+from fusion_models.refinefuse.objective import RefineFuseObjective
+from fusion_models.registry import ModelCard, register_model
+
+WIDTHS = (16, 32, 64, 128)
+GRID = 16  # PSIM attends over a fixed grid of tokens: its cost does not grow with the picture
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU())
+
+
+class PairwiseConv(nn.Module):
+    """3x3 convolution of each interleaved channel pair (ir_k, vi_k): groups = C over 2C channels.
+
+    Kept as one depthwise convolution a modality, which is the same sum and runs on the fast
+    depthwise kernels that two-channel groups miss.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.ir = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.vi = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+
+    def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
+        return self.ir(ir) + self.vi(vi)
+
+
+class Sfim(nn.Module):
+    """Shallow feature interaction: spatial attention, then channel-interleaved fusion.
+
+    Args:
+        channels: C of either modality. attention: False ablates the spatial attention.
+    """
+
+    def __init__(self, channels: int, attention: bool = True):
+        super().__init__()
+        self.attention = nn.Conv2d(2, 2, 3, padding=1) if attention else None
+        self.fuse = PairwiseConv(channels)
+
+    def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
+        if self.attention is not None:
+            strongest = torch.maximum(ir.amax(1, keepdim=True), vi.amax(1, keepdim=True))
+            mean = (ir.mean(1, keepdim=True) + vi.mean(1, keepdim=True)) * 0.5
+            a = torch.sigmoid(self.attention(torch.cat((strongest, mean), 1)))
+            ir, vi = ir + ir * a[:, :1], vi + vi * a[:, 1:]
+        return self.fuse(ir, vi)
+
+
+class Psim(nn.Module):
+    """Deep feature interaction: a joint query attends to either modality on pooled tokens.
+
+    Keys and values of each modality and a query from the concatenation come from 3x3 convolutions
+    on the token grid; what was attended is brought back bilinearly and added to the input.
+
+    Args:
+        channels: C. stride: pooling before the resize to the grid. attention: False ablates it.
+    """
+
+    def __init__(self, channels: int, stride: int, attention: bool = True):
+        super().__init__()
+        self.stride = stride
+        self.attends = attention
+        if attention:
+            self.query = nn.Conv2d(2 * channels, channels, 3, padding=1)
+            self.key_value = nn.ModuleDict(
+                {m: nn.Conv2d(channels, 2 * channels, 3, padding=1) for m in ("ir", "vi")}
+            )
+        self.fuse = _conv(2 * channels, channels)
+        self.scale = 1.0 / math.sqrt(channels)
+
+    def _attended(self, x: Tensor, tokens: Tensor, query: Tensor, modality: str) -> Tensor:
+        key, value = self.key_value[modality](tokens).flatten(2).chunk(2, 1)
+        weights = torch.softmax((query.transpose(1, 2) @ key).float() * self.scale, -1)
+        answer = value @ weights.to(value.dtype).transpose(1, 2)
+        answer = answer.unflatten(2, (GRID, GRID))
+        return x + F.interpolate(answer, x.shape[-2:], mode="bilinear", align_corners=False)
+
+    def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
+        if self.attends:
+            t_ir, t_vi = (pool_tokens(x, GRID, self.stride) for x in (ir, vi))
+            query = self.query(torch.cat((t_ir, t_vi), 1)).flatten(2)
+            ir = self._attended(ir, t_ir, query, "ir")
+            vi = self._attended(vi, t_vi, query, "vi")
+        return self.fuse(torch.cat((ir, vi), 1))
+
+
+class Fim(nn.Module):
+    """Feature interaction in the decoder: channel attention of deep and shallow on the shallow.
+
+    Args:
+        deep, shallow: channels of either. attention: False ablates it. Output: their sum.
+    """
+
+    def __init__(self, deep: int, shallow: int, attention: bool = True):
+        super().__init__()
+        self.from_deep = nn.Conv2d(deep, shallow, 1) if attention else None
+        self.from_shallow = nn.Conv2d(shallow, shallow, 1) if attention else None
+
+    def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:
+        if self.from_deep is not None:
+            a = torch.sigmoid(self.from_deep(deep.mean((2, 3), keepdim=True)))
+            a = a + torch.sigmoid(self.from_shallow(shallow.mean((2, 3), keepdim=True)))
+            shallow = shallow * a
+        return torch.cat((upsample(deep), shallow), 1)
+
+
+@register_model(
+    ModelCard(
+        "refinefuse",
+        "four-scale encoders with spatial, pooled-attention and channel refinement",
+        "RefineFuse: multi-scale refinement for multi-modal image fusion",
+    ),
+    RefineFuseObjective,
+)
+class RefineFuse(nn.Module):
+    """Fuses `ir`, `vi` `[B, 1, H, W]` in [0, 1] to `fused` of the same shape and range.
+
+    Args:
+        widths: channels of the four scales. decoder: width of the last, full-resolution decoder.
+        sfim, psim, fim: False ablates the module (the paper's Table 9).
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, ...] = WIDTHS,
+        decoder: int = 48,
+        sfim: bool = True,
+        psim: bool = True,
+        fim: bool = True,
+    ):
+        super().__init__()
+        w1, w2, w3, w4 = widths
+        for modality in ("ir", "vi"):
+            setattr(self, f"encode_{modality}", nn.ModuleList(
+                (_conv(1, w1), _conv(w1, w2, 2), _conv(w2, w3, 2), _conv(w3, w4, 2))
+            ))
+        # Pooling strides for 640x480: 10 x 8 and 5 x 4 samples a token before the resize.
+        self.interact = nn.ModuleList(
+            (Sfim(w1, sfim), Sfim(w2, sfim), Psim(w3, 8, psim), Psim(w4, 4, psim))
+        )
+
+        def decode(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(inputs, outputs, 1), *_conv(outputs, outputs))
+
+        self.decode = nn.ModuleList((decode(w4, w3), decode(2 * w3, w2), decode(2 * w2, w2)))
+        self.integrate = nn.ModuleList((Fim(w3, w3, fim), Fim(w2, w2, fim), Fim(w2, w1, fim)))
+        self.reconstruct = nn.Sequential(
+            *_conv(w2 + w1, decoder), *_conv(decoder, w2), *_conv(w2, w1),
+            nn.Conv2d(w1, 1, 3, padding=1),
+        )
+        self.head = ResidualTanhHead()
+
+    def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
+        features = []
+        x_ir, x_vi = ir, vi
+        for encode_ir, encode_vi, interact in zip(self.encode_ir, self.encode_vi, self.interact):
+            x_ir, x_vi = encode_ir(x_ir), encode_vi(x_vi)
+            features.append(interact(x_ir, x_vi))
+        y = features[3]
+        for decode, integrate, shallow in zip(self.decode, self.integrate, features[2::-1]):
+            y = integrate(decode(y), shallow)
+        return self.head(self.reconstruct(y), ir, vi)
