@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,3 +187,38 @@ class CropSampler:
                 if rng.random() < 0.3:
                     plane *= rng.uniform(0.6, 1.0)
         return np.ascontiguousarray(planes)
+
+
+def find_roots(data: str | list[str]) -> list[Path]:
+    """Training roots, each with `ir/` and `vi/`, below what the user named.
+
+    Args:
+        data: pair folders or folders of sets (`<data>/<set>/train/{ir,vi}`), comma separated or a
+            list; 'auto' tries $FUSION_DATA, `data`, `../shared/data` and the current folder.
+    Raises:
+        DataError: nothing found; says where it looked and what it expected.
+    """
+    if data == "auto":
+        tried = [p for p in (os.environ.get("FUSION_DATA"), "data", "../shared/data", ".") if p]
+        for place in tried:
+            if roots := _roots_below(Path(place)):
+                return roots
+        raise DataError(
+            f"no training data in {', '.join(tried)}; give data=<folder with ir/ and vi/> or "
+            "data=<folder of sets>/ with <set>/train/{ir,vi}"
+        )
+    places = [p for p in data.split(",") if p] if isinstance(data, str) else list(data)
+    roots = []
+    for place in places:
+        found = _roots_below(Path(place))
+        if not found:
+            raise DataError(
+                f"{place}: neither {place}/ir and {place}/vi nor {place}/<set>/train/{{ir,vi}} exist"
+            )
+        roots += found
+    return roots
+
+
+def _roots_below(place: Path) -> list[Path]:
+    candidates = [place, place / "train", *sorted(place.glob("*/train"))]
+    return [c for c in candidates if (c / "ir").is_dir() and (c / "vi").is_dir()]

