@@ -31,7 +31,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs an NVIDIA GPU and its driver")
 
 
-def _skip_where_a_module_is_missing(report, error: BaseException | None, where: Path) -> None:
+def _skip_where_a_module_is_missing(report, error: BaseException) -> None:
     # `colcon test` runs with whatever the active environment has, so a missing dependency skips
     # what needs it. `make test` installs them all: there FUSION_ROS_TEST_STRICT makes it a failure.
     # vision_msgs is the exception, it takes a compiler (vision_msgs/generate.py).
@@ -41,7 +41,7 @@ def _skip_where_a_module_is_missing(report, error: BaseException | None, where: 
     strict = os.environ.get("FUSION_ROS_TEST_STRICT") and module != "vision_msgs"
     if module not in OURS and not strict:
         reason = f"Python module '{module}' is not installed here; `make test` installs it"
-        report.outcome, report.longrepr = "skipped", (str(where), 0, reason)
+        report.outcome, report.longrepr = "skipped", (report.nodeid.partition("::")[0], 0, reason)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -49,11 +49,11 @@ def pytest_make_collect_report(collector):
     report = (yield).get_result()
     if report.failed and report.call.excinfo:
         error = report.call.excinfo.value
-        _skip_where_a_module_is_missing(report, error.__cause__ or error, collector.path)
+        _skip_where_a_module_is_missing(report, error.__cause__ or error)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
     if report.failed and call.excinfo:
-        _skip_where_a_module_is_missing(report, call.excinfo.value, item.path)
+        _skip_where_a_module_is_missing(report, call.excinfo.value)
