@@ -1,0 +1,1 @@
+"""Simulated and file-backed thermal and RGB cameras."""
