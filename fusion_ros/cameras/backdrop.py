@@ -98,15 +98,16 @@ class _Tracer:
     def _ground(self, x, y, z):
         fade = 1 / (1 + z / 30)
         coarse, fine = self.sample(x, z, 23.0), self.sample(x, z, 3.1) * fade
+        grain = self.sample(x, z, 0.9) / (1 + z / 6)
         cross = (z > scene.CROSSROAD[0] + 1.5) & (z < scene.CROSSROAD[1] - 1.5)
         road = (x > scene.KERB_LEFT) & (x < scene.KERB_RIGHT) | cross
-        grey = 0.115 + 0.022 * coarse + 0.050 * fine
+        grey = 0.115 + 0.020 * coarse + 0.045 * fine + 0.045 * grain
         tracks = sum(np.exp(-((x - lane) / 0.22) ** 2) for lane in (-3.5, -2.1, -7.0, -5.6))
         grey = grey * (1 - 0.13 * tracks * ~cross)
         patch = (self.sample(z + 40, x, 47.0) > 0.42) & (x > -8)
         grey = np.where(patch, grey * 0.72, grey)
-        crack = np.abs(self.sample(x + 9, z, 17.0)) < 0.012
-        grey = np.where(crack & (z < 40), 0.6 * grey, grey)
+        crack = (np.abs(self.sample(x + 9, z, 17.0)) < 0.006) & (self.sample(z, x, 31.0) > 0.05)
+        grey = np.where(crack & (z < 30), 0.75 * grey, grey)
         albedo = grey[:, None] * np.array([1.05, 1.0, 0.97])
 
         worn = 0.72 + 0.5 * fine
@@ -133,7 +134,7 @@ class _Tracer:
         albedo *= (1 - 0.45 * np.exp(-wall / 0.5))[:, None]
 
         material = np.where(road, ROAD, PAVEMENT)
-        kelvin = 0.5 * coarse + 0.5 * fine - 0.9 * marks - 0.6 * patch + 0.5 * tracks * road
+        kelvin = 0.8 * coarse + 0.6 * fine + 0.3 * grain - 1.3 * marks + 0.9 * patch + 0.7 * tracks * road
         kelvin = kelvin + np.where(near_kerb < 0.14, 1.3, 0.0) - 0.5 * (slab & paved) \
             + 1.6 * np.exp(-wall / 0.6)
         return material, albedo, 0.0, 0.015 * road, kelvin
@@ -171,7 +172,7 @@ class _Tracer:
             shade = shade * (1 + 0.18 * (_hash(np.floor((u + .25 * (row % 2)) / .5), row, 1.) - .5))
             shade = np.where(joint & (z < 32), shade * 1.25, shade)
         albedo = np.clip(shade, 0.3, 1.7)[:, None] * np.array(b.colour)
-        kelvin = 0.7 * stain + 0.5 * fine - 0.05 * v
+        kelvin = 1.1 * stain + 0.7 * fine - 0.12 * v + 2.5 * (_hash(b.seed, 1.0, 0.0) - 0.5)
 
         floor = np.floor((v - 3.9) / 3.4)
         upper = v >= 3.9
@@ -211,6 +212,8 @@ class _Tracer:
         curtain = 0.55 + 0.45 * np.clip((cv - 0.9) / 1.6, 0, 1) * (0.8 + 0.2 * np.sin(u * 9))
         open_shop = shop & ~shop_frame & (trade < 0.6)
         goods = 0.55 + 0.45 * self.sample(u, v, 2.9)
+        closed = b.side > 0 and b.z0 < 16       # nobody is lit from behind beside the cameras
+        lit, open_shop = lit & (not closed), open_shop & (not closed)
         warm = np.stack([0.20 + 0.25 * _hash(cell, floor, b.seed + 5), np.full_like(u, 0.58),
                          np.full_like(u, 0.92)], 1)
         emission = np.where(lit[:, None], (0.75 * curtain)[:, None] * warm, 0)
@@ -337,7 +340,7 @@ class Backdrop:
         sky = s.material == SKY
         direction = s.position[sky]
         height = np.clip(direction[:, 1] / np.hypot(1, direction[:, 0]), 0, 1)
-        picture[sky] = climate.sky - 25 * np.sqrt(height) + 5 * climate.clouds * self._clouds(
+        picture[sky] = climate.sky - 12 * np.sqrt(height) + 4 * climate.clouds * self._clouds(
             direction)
         far = 1 - np.exp(-0.0015 * np.where(sky, 0, s.position[..., 2]))
         picture += far * (climate.air - picture)

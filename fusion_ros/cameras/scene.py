@@ -37,13 +37,13 @@ class CameraModel:
 
     @classmethod
     def from_fov(cls, width: int, height: int, fov_deg: float) -> 'CameraModel':
-        """Camera of `fov_deg` horizontal field of view, horizon a little above the middle."""
+        """Camera of `fov_deg` horizontal field of view, principal point in the middle."""
         if width < 32 or height < 32:
             raise ValueError(f'camera of {width}x{height} pixels: expected at least 32x32')
         if not 10.0 <= fov_deg <= 120.0:
             raise ValueError(f'field of view {fov_deg} degrees: expected 10 to 120')
         focal = 0.5 * width / tan(radians(fov_deg) / 2)
-        return cls(width, height, focal, (width - 1) / 2, 0.46 * (height - 1))
+        return cls(width, height, focal, (width - 1) / 2, (height - 1) / 2)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -91,7 +91,7 @@ class Climate:
     wall: float
     sunlit: float            # extra of surfaces in the sun
     foliage: float
-    sky: float               # at the horizon; overhead it is 25 K colder
+    sky: float               # at the horizon; overhead it is 12 K colder
 
     def blend(self, other: 'Climate', share: float) -> 'Climate':
         """This climate with `share` of another mixed in."""
@@ -108,29 +108,29 @@ class Climate:
 
 
 _DAY = Climate(
-    ambient=(0.46, 0.41, 0.37), sun=(0.78, 0.95, 1.05), sun_direction=(-0.50, 0.74, -0.45),
-    sky_low=(0.95, 0.84, 0.72), sky_high=(0.72, 0.42, 0.22), clouds=0.75, lamps=0.0,
+    ambient=(0.37, 0.31, 0.27), sun=(0.95, 1.16, 1.28), sun_direction=(-0.50, 0.74, -0.45),
+    sky_low=(0.98, 0.84, 0.70), sky_high=(0.66, 0.34, 0.15), clouds=0.9, lamps=0.0,
     headlights=0.0, exposure=1.0, noise=2.0, haze=0.0022, smoke=0.0, glare=0.0,
-    air=19.0, road=24.0, pavement=23.0, wall=20.5, sunlit=8.0, foliage=18.0, sky=-2.0)
+    air=19.0, road=24.0, pavement=23.0, wall=20.5, sunlit=8.0, foliage=17.5, sky=11.0)
 _DUSK = replace(
     _DAY, ambient=(0.150, 0.105, 0.092), sun=(0.0, 0.0, 0.0),
     sky_low=(0.24, 0.36, 0.66), sky_high=(0.22, 0.115, 0.075), clouds=0.9, lamps=0.75,
     headlights=0.8, exposure=1.55, noise=4.0, haze=0.0030,
-    air=14.0, road=18.5, pavement=17.0, wall=16.5, sunlit=1.5, foliage=13.5, sky=-10.0)
+    air=14.0, road=18.5, pavement=17.0, wall=16.5, sunlit=1.5, foliage=13.0, sky=7.0)
 _NIGHT = replace(
     _DAY, ambient=(0.0016, 0.0010, 0.0008), sun=(0.0, 0.0, 0.0),
     sky_low=(0.012, 0.010, 0.011), sky_high=(0.0040, 0.0020, 0.0016), clouds=0.6, lamps=1.0,
     headlights=1.0, exposure=1.6, noise=6.0, haze=0.0016,
-    air=8.0, road=11.5, pavement=10.0, wall=10.5, sunlit=0.0, foliage=7.5, sky=-18.0)
+    air=8.0, road=11.5, pavement=10.0, wall=10.5, sunlit=0.0, foliage=7.0, sky=1.5)
 _GLARE = replace(
     _DAY, ambient=(0.22, 0.24, 0.28), sun=(0.16, 0.34, 0.52), sun_direction=(-0.10, 0.16, 0.98),
     sky_low=(0.75, 1.00, 1.30), sky_high=(0.50, 0.42, 0.38), clouds=0.5,
     headlights=0.3, exposure=1.05, noise=2.0, haze=0.0045, glare=1.0,
-    air=16.0, road=20.0, pavement=19.0, wall=18.0, sunlit=3.0, foliage=15.5, sky=-4.0)
+    air=16.0, road=20.0, pavement=19.0, wall=18.0, sunlit=3.0, foliage=15.0, sky=9.0)
 _SMOKE = replace(
     _DAY, ambient=(0.36, 0.35, 0.34), sun=(0.10, 0.12, 0.14), sky_low=(0.62, 0.62, 0.62),
     sky_high=(0.45, 0.40, 0.36), clouds=1.0, noise=2.5, haze=0.0080, smoke=1.0,
-    air=17.0, road=20.5, pavement=19.5, wall=19.0, sunlit=2.0, foliage=16.5, sky=-3.0)
+    air=17.0, road=20.5, pavement=19.5, wall=19.0, sunlit=2.0, foliage=15.5, sky=11.0)
 CLIMATES = dict(zip(CONDITIONS, (_DAY, _DUSK, _NIGHT, _GLARE, _SMOKE)))
 
 
@@ -206,7 +206,7 @@ class Sign:
 KERB_LEFT, KERB_RIGHT = -10.3, 1.4
 FACADE_LEFT, FACADE_RIGHT = -13.6, 5.4
 CROSSROAD = (31.0, 40.5)
-ZEBRA = (9.6, 12.8)
+ZEBRA = (6.6, 9.6)
 STREET_END = 104.0
 LAMPS = (Lamp(1.75, 18.0, -1.9), Lamp(-10.6, 25.0, 1.9), Lamp(1.75, 44.0, -1.9),
          Lamp(-10.6, 54.0, 1.9), Lamp(1.75, 70.0, -1.9))
@@ -309,7 +309,7 @@ _TOPS = ((0.04, 0.04, 0.42), (0.45, 0.16, 0.05), (0.06, 0.45, 0.60), (0.60, 0.60
          (0.06, 0.05, 0.05), (0.10, 0.28, 0.08), (0.30, 0.10, 0.28), (0.20, 0.30, 0.42))
 _TROUSERS = ((0.16, 0.07, 0.04), (0.03, 0.03, 0.03), (0.20, 0.26, 0.30), (0.10, 0.10, 0.11))
 _SKINS = ((0.30, 0.42, 0.66), (0.20, 0.30, 0.52), (0.10, 0.16, 0.30))
-_HAIRS = ((0.02, 0.02, 0.03), (0.05, 0.10, 0.18), (0.14, 0.30, 0.45), (0.30, 0.32, 0.33))
+_HAIRS = ((0.02, 0.02, 0.03), (0.05, 0.10, 0.18), (0.16, 0.27, 0.36), (0.30, 0.32, 0.33))
 
 
 def _pick(choices: tuple, chance: float):
@@ -356,10 +356,10 @@ class _Walk:
 
 PERSON_IN_THE_DARK = 'waiting'   # stands where no lamp reaches
 _WALKS = (
-    _Walk('crossing_right', (-10.6, 10.7), (3.4, 10.7), 1.30, CYCLE_S, -6.8),
-    _Walk('crossing_left', (3.6, 11.8), (-10.8, 11.8), 1.25, CYCLE_S, -5.6),
-    _Walk('crossing_late', (4.0, 11.2), (-10.8, 11.2), 1.55, CYCLE_S, -3.8),
-    _Walk(PERSON_IN_THE_DARK, (2.55, 8.6), (2.55, 8.6), 0.0, 3600.0, 0.0),
+    _Walk('crossing_right', (-10.6, 7.5), (3.4, 7.5), 1.30, CYCLE_S, -6.8),
+    _Walk('crossing_left', (3.6, 8.8), (-10.8, 8.8), 1.25, CYCLE_S, -5.6),
+    _Walk('crossing_late', (4.0, 8.1), (-10.8, 8.1), 1.55, CYCLE_S, -3.8),
+    _Walk(PERSON_IN_THE_DARK, (3.3, 7.6), (3.3, 7.6), 0.0, 3600.0, 0.0),
     _Walk('towards', (3.1, 38.0), (3.1, 4.6), 1.35, 27.0, -17.0),
     _Walk('away', (3.8, 5.6), (3.3, 40.0), 1.25, 29.0, -3.5),
     _Walk('left_towards', (-11.9, 42.0), (-11.9, 17.0), 1.30, 21.0, -12.0),

@@ -79,12 +79,11 @@ class SimulatedRgb:
             self._beams(picture, lit, climate)
         size = (self.camera.width, self.camera.height)
         shadow = 0.25 + 0.40 * min(1.0, 3 * sum(climate.ambient))
-        glows = []
         for actor, facets in _actors(now, self.camera):
             if actor.z > _MOTION_LIMIT:
                 continue
             others = tuple(v for v in lit if v is not actor)
-            beam = climate.headlights * float(beam_light(actor.x, actor.z, others))
+            beam = 0.5 * climate.headlights * float(beam_light(actor.x, actor.z, others))
             share = self._backdrop.sun_share(actor.x, 1.0, actor.z, climate)
             colours = facet_colours(facets, climate, share,
                                     float(lamp_light(actor.x, 1.0, actor.z)), beam,
@@ -93,10 +92,9 @@ class SimulatedRgb:
             sprite = rgb_sprite(facets, colours, size, 1 if large else 2, shadow)
             if sprite is not None:
                 blend(picture, sprite, self._backdrop.depth)
-            glows.extend((light, actor.z) for light in facets.lights)
-        if climate.headlights > 0.3:
-            for light, z in glows:
-                self._glow(picture, light, z, climate.headlights)
+            if climate.headlights > 0.3:
+                for light in facets.lights:
+                    self._glow(picture, light, actor.z, climate.headlights)
         if climate.glare > 0:
             cv2.addWeighted(picture, 1.0, self._glare(), climate.glare, 0, dst=picture)
         if climate.smoke > 0:
