@@ -1,0 +1,3 @@
+"""Runtime of fusion_ros: thermal and visible images in, fused images and boxes out."""
+
+__version__ = "0.1.0"
