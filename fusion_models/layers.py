@@ -28,21 +28,13 @@ class ResidualTanhHead(nn.Module):
         return torch.tanh(y.float() + prior.float()) * 0.5 + 0.5
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1, bias: bool = True):
-    """3x3 convolution with reflection padding, which leaves no dark frame around the picture."""
-    return nn.Conv2d(
-        inputs, outputs, 3, stride, 1, groups=groups, bias=bias, padding_mode="reflect"
-    )
-
-
 def pool_tokens(x: Tensor, grid: int, stride: int) -> Tensor:
     """Average-pools `[B, C, H, W]` to a fixed `[B, C, grid, grid]` of tokens.
 
     A strided average pooling followed by a bilinear resize: unlike adaptive pooling it exports to
-    ONNX with free height and width. ``stride`` should be near H / grid of the usual picture.
+    ONNX with free height and width. ``x`` must be at least ``stride`` pixels high and wide.
     """
-    stride = max(1, min(stride, x.shape[-2], x.shape[-1])) if not torch.compiler.is_exporting() else stride
-    pooled = F.avg_pool2d(x, stride, stride, ceil_mode=False)
+    pooled = F.avg_pool2d(x, stride, stride)
     return F.interpolate(pooled, size=(grid, grid), mode="bilinear", align_corners=False)
 
 

@@ -153,7 +153,7 @@ class FusionTarget(nn.Module):
         # Positive contrast against the surroundings: persons, engines; not a warm road as a whole.
         hot = (ir - local_mean(ir, self.surround)).clamp_min(0.0)
         lead = torch.log((c_ir + hot + self.dark_bias) / (c_vi + self.dark_bias))
-        weight = torch.sigmoid(self.sharpness * lead)
+        weight = local_mean(torch.sigmoid(self.sharpness * lead), 9)  # no edge of its own
         intensity = vi + weight * (ir - vi).clamp_min(0.0)
         g_ir, g_vi = sobel(ir), sobel(vi)
         # Noise floor: thermal sensors print lines and grain into flat regions such as the sky.

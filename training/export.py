@@ -1,0 +1,73 @@
+"""Exports a trained network to the ONNX file the runtime loads.
+
+    python training/export.py method=baffm run=runs/baffm     # a training run -> fusion_models/weights
+    python training/export.py method=baffm                    # the committed parameters again
+    python training/export.py method=baffm run=runs/baffm output=/tmp/my_weights
+
+Settings as `key=value`: method, run (folder of a training run; '' for the committed parameters),
+output (folder). Writes `<method>.safetensors`, `<method>.json` (the model card) and `<method>.onnx`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from fusion_models import WEIGHTS_DIR, create_model, model_card
+from fusion_models.export import ExportInfo, export_onnx
+from fusion_models.registry import count_parameters
+from fusion_models.trainer import source_commit
+
+DEFAULTS = {"method": "baffm", "run": "", "output": str(WEIGHTS_DIR)}
+
+
+def main(arguments: list[str]) -> int:
+    config = OmegaConf.merge(DEFAULTS, OmegaConf.from_dotlist(arguments))
+    if unknown := sorted(set(config) - set(DEFAULTS)):
+        print(f"export.py: unknown settings {unknown}: use {', '.join(DEFAULTS)}", file=sys.stderr)
+        return 2
+    card = model_card(config.method)
+    folder = Path(config.run) if config.run else card.checkpoint.parent
+    weights = folder / ("model.safetensors" if config.run else card.checkpoint.name)
+    record = folder / ("run.json" if config.run else f"{card.name}.json")
+    for path in (weights, record):
+        if not path.is_file():
+            print(
+                f"export.py: {path} is missing; train with `python training/train.py "
+                f"method={card.name}` and give run=<its output folder>", file=sys.stderr,
+            )
+            return 2
+    run = json.loads(record.read_text())
+    training = run.get("training", run)
+    model = create_model(card.name, **training["config"]["model"])
+    model.load_state_dict(load_file(weights))
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    metrics = run.get("metrics", {}) if not config.run else {}
+    # The data's place on the training machine is nobody's business; the sets' names are.
+    training["data"] = {"/".join(Path(k).parts[-2:]): n for k, n in training["data"].items()}
+    for key in ("data", "output", "init", "validation"):
+        training["config"].pop(key, None)
+    info = ExportInfo(card.name, training, metrics, source_commit(), card.licence)
+    path = export_onnx(model, output / f"{card.name}.onnx", info)
+    save_file(model.state_dict(), output / f"{card.name}.safetensors")
+    summary = {
+        "method": card.name,
+        "title": card.title,
+        "paper": card.paper,
+        "licence": card.licence,
+        "parameters": count_parameters(model),
+        "training": training,
+        "metrics": metrics,
+    }
+    (output / f"{card.name}.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {summary['parameters']} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
