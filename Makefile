@@ -80,13 +80,14 @@ endef
 
 # pip takes a package that an interrupted run left half written for installed.
 define HALF_INSTALLED
-import sys
-from importlib.metadata import distributions
-for one in distributions():
-    if str(one.locate_file("")).startswith(sys.prefix):
-        kept = [path for path in one.files or () if path.suffix != ".pyc"]
-        if not kept or not all(path.locate().exists() for path in kept):
-            print(f"{one.metadata['Name']}=={one.version}")
+import sysconfig
+from importlib.metadata import Distribution
+from pathlib import Path
+for path in Path(sysconfig.get_path("purelib")).glob("*.dist-info"):
+    one = Distribution.at(path)
+    kept = [file for file in one.files or () if file.suffix != ".pyc"]
+    if not kept or not all(file.locate().exists() for file in kept):
+        print(path.stem.rsplit("-", 1)[0])
 endef
 export HALF_INSTALLED
 
