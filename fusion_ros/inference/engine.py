@@ -1,0 +1,194 @@
+"""The interface of every inference engine, and the choice of one of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+BACKENDS = ("auto", "tensorrt", "onnxruntime", "onnxruntime_cuda", "onnxruntime_cpu", "null")
+PRECISIONS = ("fp32", "fp16")
+
+
+class EngineError(RuntimeError):
+    """A model that cannot be loaded or run; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape (None where a dimension is free) and dtype of an input or output."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What an ONNX file says of itself: its tensors and its `metadata_props`."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Engine(ABC):
+    """One loaded model. Not thread-safe: one thread runs it at a time.
+
+    backend: 'tensorrt', 'onnxruntime' or 'null'; device: 'CPU' or 'CUDA:0 <GPU name>';
+    precision: 'fp32' or 'fp16', of the arithmetic inside (inputs and outputs are float32).
+    All three tell what really runs, not what was asked for.
+    """
+
+    backend: str
+    device: str
+    precision: str
+
+    def __init__(self, model: ModelSpec) -> None:
+        self.model = model
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.model.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.model.outputs
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The ONNX file's `metadata_props`."""
+        return self.model.metadata
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """One line on what really runs: library, version, provider or GPU, threads, precision."""
+
+    @abstractmethod
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the model once on `feeds` (input name -> array of the input's shape and dtype).
+
+        Returns output name -> array. The arrays are the engine's own buffers: they hold until
+        the next `run`. Raises EngineError for feeds that do not fit, naming the tensor.
+        """
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot run afterwards."""
+
+    def check(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The feeds as C-contiguous arrays (copied only if they are not).
+
+        Raises EngineError where a name, shape or dtype is not the model's.
+        """
+        checked = {}
+        for spec in self.inputs:
+            array = feeds.get(spec.name)
+            if array is None:
+                names = ", ".join(s.name for s in self.inputs)
+                raise EngineError(f"no feed for input '{spec.name}': the model takes {names}")
+            fits = len(array.shape) == len(spec.shape) and all(
+                want is None or want == have for want, have in zip(spec.shape, array.shape)
+            )
+            if not fits or array.dtype != spec.dtype:
+                shape = "x".join("?" if n is None else str(n) for n in spec.shape)
+                given = "x".join(map(str, array.shape))
+                raise EngineError(
+                    f"input '{spec.name}' takes {spec.dtype} {shape}, got {array.dtype} {given}"
+                )
+            checked[spec.name] = np.ascontiguousarray(array)
+        return checked
+
+
+def fp16_sibling(onnx: Path) -> Path:
+    """`<model>.fp16.onnx`, where the export puts the mixed-precision form of `<model>.onnx`."""
+    return onnx.with_name(f"{fp32_sibling(onnx).stem}.fp16.onnx")
+
+
+def fp32_sibling(onnx: Path) -> Path:
+    """`<model>.onnx` of `<model>.fp16.onnx`; other paths come back as they are."""
+    return onnx.with_name(onnx.name.replace(".fp16.onnx", ".onnx"))
+
+
+def is_fp16(onnx: Path) -> bool:
+    return onnx.name.endswith(".fp16.onnx")
+
+
+def load_engine(
+    onnx: Path | str,
+    backend: str = "auto",
+    shape: tuple[int, int] | None = None,
+    precision: str = "fp32",
+    *,
+    threads: int = 0,
+    cache_dir: Path | None = None,
+    log: Callable[[str], None] = lambda message: None,
+) -> Engine:
+    """Load `onnx` into the engine that `backend` names.
+
+    `auto` tries TensorRT, then onnxruntime on CUDA, then on the CPU, and logs why one was passed
+    over; `onnxruntime` is the latter two. Any other name means that backend and nothing else.
+    `null` computes nothing: for measuring everything around the network.
+
+    shape: (height, width) that free dimensions will have, so that TensorRT can build at once;
+        without it TensorRT builds on the first run. Other shapes still run, after a build.
+    precision: 'fp16' runs `<model>.fp16.onnx` beside `onnx`. Under `auto` and `onnxruntime` the
+        CPU runs the float32 model instead, since it has no float16 arithmetic to gain from.
+    threads: of the CPU provider; 0 means one for each core that this process may use.
+    cache_dir: of built TensorRT engines, default `~/.cache/fusion_ros`.
+    log: called with one line for each thing a user should know.
+
+    Raises EngineError naming what is missing and how to get it, ValueError for unknown names.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend '{backend}': choose one of {', '.join(BACKENDS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision '{precision}': choose one of {', '.join(PRECISIONS)}")
+    path = Path(onnx).expanduser()
+    if precision == "fp16":
+        path = fp16_sibling(path)
+    if not path.is_file():
+        raise EngineError(f"no ONNX file {path}: give the path of an exported model")
+
+    # The backends are imported here because they import this module, and TensorRT is optional.
+    def tensorrt() -> Engine:
+        from fusion_ros.inference.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(path, shape, cache_dir=cache_dir, log=log)
+
+    def onnxruntime_cuda() -> Engine:
+        from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(path, "CUDA")
+
+    def onnxruntime_cpu() -> Engine:
+        from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine
+
+        chosen = path
+        if backend != "onnxruntime_cpu" and is_fp16(path) and fp32_sibling(path).is_file():
+            chosen = fp32_sibling(path)
+            log(f"the CPU gains nothing from {path.name}: running {chosen.name}")
+        return OnnxRuntimeEngine(chosen, "CPU", threads)
+
+    def null() -> Engine:
+        from fusion_ros.inference.null import NullEngine
+
+        return NullEngine(path)
+
+    order = {
+        "auto": (tensorrt, onnxruntime_cuda, onnxruntime_cpu),
+        "tensorrt": (tensorrt,),
+        "onnxruntime": (onnxruntime_cuda, onnxruntime_cpu),
+        "onnxruntime_cuda": (onnxruntime_cuda,),
+        "onnxruntime_cpu": (onnxruntime_cpu,),
+        "null": (null,),
+    }[backend]
+    for candidate in order[:-1]:
+        try:
+            return candidate()
+        except EngineError as error:
+            log(f"{candidate.__name__} not used: {error}")
+    return order[-1]()

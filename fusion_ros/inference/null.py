@@ -1,0 +1,36 @@
+"""An engine that computes nothing, to measure everything around the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fusion_ros.inference.engine import Engine, is_fp16
+from fusion_ros.inference.onnxruntime import read_spec
+
+
+class NullEngine(Engine):
+    """Hands a fusion model's `vi` through as its output; other models give zeros."""
+
+    backend = "null"
+    device = "none"
+
+    def __init__(self, onnx: Path) -> None:
+        super().__init__(read_spec(onnx))
+        self.precision = "fp16" if is_fp16(onnx) else "fp32"
+        self._zeros = {
+            s.name: np.zeros([1 if n is None else n for n in s.shape], s.dtype)
+            for s in self.outputs
+        }
+
+    @property
+    def description(self) -> str:
+        return "null: no network runs, the visible image passes through"
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feeds = self.check(feeds)
+        if "vi" in feeds and len(self.outputs) == 1:
+            return {self.outputs[0].name: feeds["vi"]}
+        return self._zeros

@@ -1,0 +1,136 @@
+"""The onnxruntime engine: CUDA or CPU, with bound input and output buffers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from fusion_ros.inference.engine import Engine, EngineError, ModelSpec, TensorSpec, is_fp16
+
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+
+
+class OnnxRuntimeEngine(Engine):
+    """`onnx` on `provider`, 'CUDA' or 'CPU'. Raises EngineError where the provider cannot run.
+
+    Outputs go to buffers kept for as long as the input shapes stay the same.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(self, onnx: Path, provider: str, threads: int = 0) -> None:
+        self._provider = f"{provider}ExecutionProvider"
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._session = _session(onnx, self._provider, self._threads)
+        super().__init__(_spec(self._session))
+        self.precision = "fp16" if is_fp16(onnx) else "fp32"
+        self.device = "CPU" if provider == "CPU" else _cuda_device()
+        self._binding = self._session.io_binding()
+        self._shapes: tuple[tuple[int, ...], ...] | None = None
+        self._results: dict[str, np.ndarray] = {}
+
+    @property
+    def description(self) -> str:
+        runs_on = f"{self._threads} threads" if self.device == "CPU" else self.device
+        return f"onnxruntime {ort.__version__} {self._provider}, {runs_on}, {self.precision}"
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feeds = self.check(feeds)
+        shapes = tuple(array.shape for array in feeds.values())
+        try:
+            if shapes != self._shapes:
+                self._learn_outputs(feeds, shapes)
+            else:
+                for name, array in feeds.items():
+                    self._bind(self._binding.bind_input, name, array)
+                self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise EngineError(f"onnxruntime could not run the model: {error}") from error
+        return self._results
+
+    def _learn_outputs(
+        self, feeds: dict[str, np.ndarray], shapes: tuple[tuple[int, ...], ...]
+    ) -> None:
+        # The shape of an output with free dimensions is known only once the model has run.
+        arrays = self._session.run(None, feeds)
+        self._results = {s.name: array for s, array in zip(self.outputs, arrays)}
+        for name, array in self._results.items():
+            self._bind(self._binding.bind_output, name, array)
+        self._shapes = shapes
+
+    @staticmethod
+    def _bind(bind, name: str, array: np.ndarray) -> None:
+        # Host memory on both ends: onnxruntime copies to and from the GPU by itself.
+        bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def close(self) -> None:
+        self._binding = self._session = None
+
+
+def read_spec(onnx: Path) -> ModelSpec:
+    """Inputs, outputs and metadata of an ONNX file. Raises EngineError if it is not one."""
+    return _spec(_session(onnx, "CPUExecutionProvider", 1, optimise=False))
+
+
+def _spec(session: ort.InferenceSession) -> ModelSpec:
+    def tensors(arguments) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(
+                argument.name,
+                tuple(n if isinstance(n, int) else None for n in argument.shape),
+                np.dtype(DTYPES[argument.type]),
+            )
+            for argument in arguments
+        )
+
+    return ModelSpec(
+        tensors(session.get_inputs()),
+        tensors(session.get_outputs()),
+        dict(session.get_modelmeta().custom_metadata_map),
+    )
+
+
+def _session(
+    onnx: Path, provider: str, threads: int, optimise: bool = True
+) -> ort.InferenceSession:
+    if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
+    if provider not in ort.get_available_providers():
+        raise EngineError(
+            f"this onnxruntime {ort.__version__} has no {provider}: for an NVIDIA GPU replace it, "
+            "`pip uninstall onnxruntime && pip install onnxruntime-gpu[cuda,cudnn]`"
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(str(onnx), options, providers=[provider])
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise EngineError(f"onnxruntime cannot load {onnx}: {error}") from error
+    if session.get_providers()[0] != provider:
+        raise EngineError(
+            f"onnxruntime {ort.__version__} could not start its {provider}: it needs an NVIDIA "
+            "driver and CUDA with cuDNN, `pip install onnxruntime-gpu[cuda,cudnn]`; "
+            "`nvidia-smi` should list the GPU"
+        )
+    return session
+
+
+def _cuda_device() -> str:
+    from fusion_ros.inference.cuda import device_name
+
+    return f"CUDA:0 {device_name()}"

@@ -1,0 +1,118 @@
+"""What several tests need: small ONNX models written on the spot, and images to feed them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+IR_VERSION, OPSET = 10, 18  # what onnxruntime and TensorRT from 10.3 on can read
+
+
+def write_fusion_onnx(
+    path: Path, kind: str = "average", metadata: Mapping[str, str] = {}, layers: int = 8
+) -> Path:
+    """Write a fusion model of the contract (inputs `ir`, `vi`, output `fused`, free H and W).
+
+    kind: 'average' or 'max' of the two pixels; 'slow' is the average, but after `layers`
+        convolutions of 32 channels (8 layers at 640x480: some 150 ms on two cores).
+    """
+    from onnx import helper, numpy_helper
+
+    nodes, weights = [], []
+    if kind == "max":
+        nodes.append(helper.make_node("Max", ["ir", "vi"], ["mixed"]))
+    elif kind in ("average", "slow"):
+        nodes.append(helper.make_node("Mean", ["ir", "vi"], ["mixed"]))
+    else:
+        raise ValueError(kind)
+    if kind == "slow":
+        # Convolutions whose result, times 1e-9, is added to the average: no optimiser can skip it.
+        rng, name = np.random.default_rng(0), "mixed"
+        for i in range(layers):
+            shape = (1 if i == layers - 1 else 32, 32 if i else 1, 3, 3)
+            kernel = rng.normal(0, 0.08, shape).astype(np.float32)
+            weights.append(numpy_helper.from_array(kernel, f"kernel{i}"))
+            nodes.append(
+                helper.make_node("Conv", [name, f"kernel{i}"], [f"conv{i}"], pads=[1, 1, 1, 1])
+            )
+            name = f"conv{i}"
+        weights.append(numpy_helper.from_array(np.array(1e-9, np.float32), "tiny"))
+        nodes.append(helper.make_node("Mul", [name, "tiny"], ["trace"]))
+        nodes.append(helper.make_node("Add", ["mixed", "trace"], ["sum"]))
+    weights.append(numpy_helper.from_array(np.array(0, np.float32), "low"))
+    weights.append(numpy_helper.from_array(np.array(1, np.float32), "high"))
+    last = "sum" if kind == "slow" else "mixed"
+    nodes.append(helper.make_node("Clip", [last, "low", "high"], ["fused"]))
+    free = [1, 1, "height", "width"]
+    return _save(path, nodes, {"ir": free, "vi": free}, {"fused": free}, weights, metadata)
+
+
+def write_detector_onnx(
+    path: Path,
+    boxes: Sequence[tuple[int, float, tuple[float, float, float, float]]],
+    names: Sequence[str] = ("person", "car"),
+    size: int = 64,
+    end_to_end: bool = False,
+) -> Path:
+    """Write a detector of ultralytics' form that finds the same boxes in every image.
+
+    boxes: (class id, score, (x1, y1, x2, y2) in pixels of its `size` x `size` input).
+    end_to_end: `[1, N, 6]` corners, score, class instead of `[1, 4 + classes, N]`.
+    """
+    from onnx import helper, numpy_helper
+
+    rows = []
+    for class_id, score, (x1, y1, x2, y2) in boxes:
+        if end_to_end:
+            rows.append([x1, y1, x2, y2, score, class_id])
+        else:
+            scores = [score if i == class_id else 0 for i in range(len(names))]
+            rows.append([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, *scores])
+    width = 6 if end_to_end else 4 + len(names)
+    # Padded with empty boxes: seven or more keep the two forms apart.
+    table = np.zeros((max(len(rows), 8), width), np.float32)
+    table[: len(rows)] = np.array(rows, np.float32).reshape(-1, width)
+    table = (table if end_to_end else table.T)[None]
+    weights = [
+        numpy_helper.from_array(np.ascontiguousarray(table), "table"),
+        numpy_helper.from_array(np.array(0, np.float32), "zero"),
+    ]
+    nodes = [
+        helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["table", "nothing"], ["output0"]),
+    ]
+    return _save(
+        path,
+        nodes,
+        {"images": [1, 3, size, size]},
+        {"output0": list(table.shape)},
+        weights,
+        {"names": str(dict(enumerate(names)))},
+    )
+
+
+def pair(width: int = 64, height: int = 48, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Thermal (H, W) uint8 and visible (H, W, 3) uint8 BGR noise."""
+    rng = np.random.default_rng(seed)
+    thermal = rng.integers(0, 256, (height, width), np.uint8)
+    return thermal, rng.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _save(path, nodes, inputs, outputs, weights, metadata) -> Path:
+    import onnx
+    from onnx import TensorProto, helper
+
+    def tensors(shapes):
+        return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
+
+    graph = helper.make_graph(nodes, path.stem, tensors(inputs), tensors(outputs), weights)
+    model = helper.make_model(
+        graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+    )
+    helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
