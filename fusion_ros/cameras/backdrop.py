@@ -275,6 +275,10 @@ class Backdrop:
         self._walls = walls
         self.depth = np.ascontiguousarray(depth[::n, ::n])     # metres along z, (h, w) float32
 
+    def release(self) -> None:
+        """Lets go of what only `rgb` and `celsius` need; call it after the last of them."""
+        self._surfaces = self._walls = self._still = None
+
     def sun_share(self, x: float, y: float, z: float, climate: Climate) -> float:
         """Share of the sun that reaches a point."""
         return float(_sun_share(np.array([x, y, z]), self.street, climate))

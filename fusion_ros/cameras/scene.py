@@ -110,7 +110,7 @@ class Climate:
 _DAY = Climate(
     ambient=(0.37, 0.31, 0.27), sun=(0.95, 1.16, 1.28), sun_direction=(-0.50, 0.74, -0.45),
     sky_low=(0.98, 0.84, 0.70), sky_high=(0.66, 0.34, 0.15), clouds=0.9, lamps=0.0,
-    headlights=0.0, exposure=1.0, noise=2.0, haze=0.0022, smoke=0.0, glare=0.0,
+    headlights=0.0, exposure=1.15, noise=2.0, haze=0.0013, smoke=0.0, glare=0.0,
     air=19.0, road=24.0, pavement=23.0, wall=20.5, sunlit=8.0, foliage=17.5, sky=11.0)
 _DUSK = replace(
     _DAY, ambient=(0.150, 0.105, 0.092), sun=(0.0, 0.0, 0.0),

@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 
 from . import scene
-from .backdrop import Backdrop, add_glow, vignette
+from .backdrop import Backdrop, add_glow
 from .raster import (BEAM_COLOUR, beam_light, blend, facet_celsius, facet_colours, lamp_light,
-                     rgb_sprite, thermal_sprite, tone)
+                     rgb_sprite, thermal_sprite)
 from .scene import CLIMATES, CameraModel, Moment, Person
 from .shapes import Facets, person_facets, vehicle_facets
 
 COUNTS_PER_KELVIN = 100.0    # thermal counts are hundredths of a kelvin over absolute zero
 ZERO_CELSIUS = 273.15
 NETD = 0.06                  # temporal noise, kelvin
-_MOTION_LIMIT = 75.0         # metres; nothing smaller is drawn
+_FARTHEST = 75.0             # metres; what is beyond is too small to draw
 
 
 def to_celsius(counts: np.ndarray) -> np.ndarray:
@@ -25,17 +25,29 @@ def to_celsius(counts: np.ndarray) -> np.ndarray:
     return counts / COUNTS_PER_KELVIN - ZERO_CELSIUS
 
 
-def _actors(moment: Moment, camera: CameraModel) -> list:
-    """(actor, facets) of everything that moves in the picture, farthest first."""
+def _actors(actors: tuple, camera: CameraModel) -> list:
+    """(actor, facets) of persons and vehicles in the picture, farthest first."""
     pairs = []
-    for actor in sorted((*moment.persons, *moment.vehicles), key=lambda a: -a.z):
-        if actor.z < 1.5 and isinstance(actor, Person):
+    for actor in sorted(actors, key=lambda a: -a.z):
+        if actor.z > _FARTHEST or actor.z < 1.5 and isinstance(actor, Person):
             continue
         make = person_facets if isinstance(actor, Person) else vehicle_facets
         facets = make(actor, camera)
         if facets is not None:
             pairs.append((actor, facets))
     return pairs
+
+
+def _needed(scene_name: str) -> tuple:
+    return scene.CONDITIONS if scene_name == 'tour' else (scene_name,)
+
+
+def _cross_fade(stills: dict, weather: scene.Weather) -> np.ndarray:
+    """The still street in the weather of the moment, a fresh array."""
+    first = stills[weather.first]
+    if weather.share == 0:
+        return first.copy()
+    return cv2.addWeighted(first, 1 - weather.share, stills[weather.second], weather.share, 0)
 
 
 def _noise_offset(time_s: float, room: int, salt: int) -> tuple:
@@ -55,8 +67,10 @@ class SimulatedRgb:
         scene.weather(scene_name, 0.0)
         self.camera, self.scene_name, self.seed = camera, scene_name, seed
         self._backdrop = Backdrop(camera, seed)
-        self._still = lru_cache(maxsize=None)(self._backdrop.rgb)
-        self._vignette = vignette(camera)
+        self._stills = {name: self._backdrop.rgb(CLIMATES[name]) for name in _needed(scene_name)}
+        self._beam_lit = self._backdrop.rgb(_BEAM_CLIMATE)
+        self._backdrop.release()
+        self._sun = self._glare() if 'glare' in self._stills else None
         self._noise = lru_cache(maxsize=8)(self._noise_bank)
         small = (camera.width // 4, camera.height // 4)
         self._small = small
@@ -73,15 +87,13 @@ class SimulatedRgb:
         """Frame (H, W, 3) uint8 BGR at a scene time in seconds."""
         now = scene.moment(self.seed, self.scene_name, time_s)
         climate = now.weather.climate
-        picture = self._background(now)
+        picture = _cross_fade(self._stills, now.weather)
         lit = tuple(v for v in now.vehicles if v.z < 60) if climate.headlights else ()
         if lit and climate.headlights > 0.3:
             self._beams(picture, lit, climate)
         size = (self.camera.width, self.camera.height)
         shadow = 0.25 + 0.40 * min(1.0, 3 * sum(climate.ambient))
-        for actor, facets in _actors(now, self.camera):
-            if actor.z > _MOTION_LIMIT:
-                continue
+        for actor, facets in _actors((*now.persons, *now.vehicles), self.camera):
             others = tuple(v for v in lit if v is not actor)
             beam = 0.5 * climate.headlights * float(beam_light(actor.x, actor.z, others))
             share = self._backdrop.sun_share(actor.x, 1.0, actor.z, climate)
@@ -96,7 +108,7 @@ class SimulatedRgb:
                 for light in facets.lights:
                     self._glow(picture, light, actor.z, climate.headlights)
         if climate.glare > 0:
-            cv2.addWeighted(picture, 1.0, self._glare(), climate.glare, 0, dst=picture)
+            cv2.addWeighted(picture, 1.0, self._sun, climate.glare, 0, dst=picture)
         if climate.smoke > 0:
             self._smoke(picture, time_s, climate)
         self._add_noise(picture, time_s, climate.noise)
@@ -105,24 +117,16 @@ class SimulatedRgb:
     def truth(self, time_s: float) -> list['Truth']:
         """Boxes of persons and vehicles in the frame of a scene time."""
         return _truth(scene.moment(self.seed, self.scene_name, time_s), self.camera,
-                      self._backdrop.depth)
-
-    def _background(self, now: Moment) -> np.ndarray:
-        first = self._still(CLIMATES[now.weather.first])
-        if now.weather.share == 0:
-            return first.copy()
-        second = self._still(CLIMATES[now.weather.second])
-        return cv2.addWeighted(first, 1 - now.weather.share, second, now.weather.share, 0)
+                      self._backdrop)
 
     def _beams(self, picture: np.ndarray, vehicles: tuple, climate) -> None:
         """Head lamps on the road, as a share of the street under white light."""
-        lit = self._still(_BEAM_CLIMATE)
         beam = np.zeros((self._small[1], self._small[0]), np.float32)
         beam[self._first_row:] = beam_light(self._ground_x, self._ground_z, vehicles)
         share = (255 * np.clip(climate.headlights * 0.75 * np.sqrt(beam), 0, 0.95)).astype(np.uint8)
         share = cv2.resize(share, (self.camera.width, self.camera.height))
         top = 4 * self._first_row
-        road = cv2.multiply(lit[top:], cv2.merge((share,) * 3)[top:], scale=1 / 255)
+        road = cv2.multiply(self._beam_lit[top:], cv2.merge((share,) * 3)[top:], scale=1 / 255)
         area = picture[top:]
         cv2.max(area, road, dst=area)
 
@@ -139,7 +143,6 @@ class SimulatedRgb:
             add_glow(picture, light.u, light.v, 3.5 * light.radius + 2,
                      strength * light.facing * np.array([20.0, 20.0, 150.0]))
 
-    @lru_cache(maxsize=1)
     def _glare(self) -> np.ndarray:
         """A low sun in the lens: disc, halo, veil over the picture and its mirror on the road."""
         c = self.camera
@@ -178,9 +181,9 @@ class SimulatedRgb:
             tile = puff[i:i + h + 1, j:j + w + 1]
             field += weight * cv2.warpAffine(tile, shift, (w, h), borderMode=cv2.BORDER_REPLICATE)
         rows = np.linspace(0, 1, h, dtype=np.float32)[:, None]
-        thick = np.clip(1.55 + 0.75 * field - 1.1 * np.clip(0.45 - rows, 0, 1)
-                        - 1.0 * np.clip(rows - 0.72, 0, 1), 0.05, 4)
-        through = np.exp(-1.55 * thick * climate.smoke)
+        thick = np.clip(1.25 + 0.95 * field - 1.6 * np.clip(0.42 - rows, 0, 1)
+                        - 2.4 * np.clip(rows - 0.66, 0, 1), 0.05, 4)
+        through = np.exp(-1.5 * thick * climate.smoke)
         grey = 186 + 16 * field - 26 * rows
         small = (through * 255).astype(np.uint8)
         own = np.clip((1 - through) * grey, 0, 255).astype(np.uint8)
@@ -220,7 +223,9 @@ class SimulatedThermal:
         scene.weather(scene_name, 0.0)
         self.camera, self.scene_name, self.seed = camera, scene_name, seed
         self._backdrop = Backdrop(camera, seed)
-        self._still = lru_cache(maxsize=None)(self._backdrop.celsius)
+        self._stills = {name: self._backdrop.celsius(CLIMATES[name])
+                        for name in _needed(scene_name)}
+        self._backdrop.release()
         rng = np.random.default_rng([seed, 13])
         shape = (camera.height, camera.width)
         self._fixed = (0.05 * rng.standard_normal(shape) + 0.06 * rng.standard_normal(shape[1])
@@ -235,16 +240,9 @@ class SimulatedThermal:
         """The scene's temperatures (H, W) float32 as an ideal camera would read them."""
         now = scene.moment(self.seed, self.scene_name, time_s)
         climate = now.weather.climate
-        picture = self._still(CLIMATES[now.weather.first])
-        if now.weather.share > 0:
-            second = self._still(CLIMATES[now.weather.second])
-            picture = cv2.addWeighted(picture, 1 - now.weather.share, second, now.weather.share, 0)
-        else:
-            picture = picture.copy()
+        picture = _cross_fade(self._stills, now.weather)
         size = (self.camera.width, self.camera.height)
-        for actor, facets in _actors(now, self.camera):
-            if actor.z > _MOTION_LIMIT:
-                continue
+        for actor, facets in _actors((*now.persons, *now.vehicles), self.camera):
             share = self._backdrop.sun_share(actor.x, 1.0, actor.z, climate)
             sprite = thermal_sprite(facets, facet_celsius(facets, climate, share), size)
             if sprite is not None:
@@ -264,7 +262,7 @@ class SimulatedThermal:
     def truth(self, time_s: float) -> list['Truth']:
         """Boxes of persons and vehicles in the frame of a scene time, in thermal pixels."""
         return _truth(scene.moment(self.seed, self.scene_name, time_s), self.camera,
-                      self._backdrop.depth)
+                      self._backdrop)
 
 
 # --- ground truth ----------------------------------------------------------------------------
@@ -290,14 +288,16 @@ def _silhouette(facets: Facets, shape: tuple, origin: tuple) -> np.ndarray:
     return mask
 
 
-def _truth(moment: Moment, camera: CameraModel, depth: np.ndarray) -> list[Truth]:
+def _truth(moment: Moment, camera: CameraModel, backdrop: Backdrop) -> list[Truth]:
+    depth = backdrop.depth
     owner = np.zeros((camera.height, camera.width), np.int32)
     found = []
-    for index, (actor, facets) in enumerate(_actors(moment, camera), start=1):
+    for index, (actor, facets) in enumerate(
+            _actors((*moment.persons, *moment.vehicles, *backdrop.street.parked), camera), start=1):
         left, top, right, bottom = facets.bounds()
         x0, y0 = max(0.0, left), max(0.0, top)
         x1, y1 = min(camera.width - 1.0, right), min(camera.height - 1.0, bottom)
-        if x1 - x0 < 2 or y1 - y0 < 2 or actor.z > _MOTION_LIMIT:
+        if x1 - x0 < 2 or y1 - y0 < 2:
             continue
         mask = _silhouette(facets, owner.shape, (0, 0)) > 0
         owner[mask & (depth >= actor.z - 0.4)] = index
