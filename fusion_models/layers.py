@@ -38,6 +38,18 @@ def pool_tokens(x: Tensor, grid: int, stride: int) -> Tensor:
     return F.interpolate(pooled, size=(grid, grid), mode="bilinear", align_corners=False)
 
 
+def soft_shrink(x: Tensor, threshold: float) -> Tensor:
+    """``sign(x) max(|x| - threshold, 0)``; in ONNX its own operator, Shrink.
+
+    The exporter would decompose it into nine element-wise operators, each a pass over memory.
+    """
+    if torch.compiler.is_exporting():
+        return torch.onnx.ops.symbolic(
+            "Shrink", (x,), {"lambd": threshold, "bias": threshold}, dtype=x.dtype, shape=x.shape
+        )
+    return F.softshrink(x, threshold)
+
+
 def upsample(x: Tensor, scale: int = 2) -> Tensor:
     """Bilinear upsampling by an integer factor, exported as one Resize with constant scales."""
     return F.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False)

@@ -6,6 +6,7 @@ fusion module; the extractor is LRRNet's (Li et al., TPAMI 2023).
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fusion_models.baffm.dictionary import SceneDictionary
 from fusion_models.baffm.objective import BaffmObjective
-from fusion_models.layers import ResidualTanhHead
+from fusion_models.layers import ResidualTanhHead, soft_shrink
 from fusion_models.registry import ModelCard, register_model
 
 BLOCKS = 4
@@ -48,13 +49,47 @@ class LowRankSparse(nn.Module):
         """Luminance `[B, 1, H, W]` to features `[B, 2n, H, W]`."""
         t = self.threshold.abs() + 1e-4  # [1, 2n, 1, 1], kept from zero by the division
         inverse = 1.0 / t.transpose(0, 1)
-        z = F.softshrink(F.conv2d(x, self.first.weight * inverse, padding=1), 1.0)
+        z = soft_shrink(F.conv2d(x, self.first.weight * inverse, padding=1), 1.0)
         for down, up in zip(self.down, self.up):
             rest = x - F.conv2d(z, down.weight * t, padding=1)
-            z = F.softshrink(
+            z = soft_shrink(
                 self.memory * z + F.conv2d(rest, up.weight * inverse, padding=1), 1.0
             )
         return z * t
+
+
+class FoldedLowRankSparse(nn.Module):
+    """Deploy form of :class:`LowRankSparse` with every constant in the kernels.
+
+    Kept divided by ``t g^k``, the features need no multiplication by g either:
+    ``Y_k = S_{g^-k}(Y_{k-1} + up_k(x - down_k(Y_{k-1})) )`` with scaled kernels, which leaves two
+    convolutions (whose additions runtimes fuse) and one scalar shrinkage a block.
+    The output is ``Y_4``; :attr:`scale` `[2n]` makes it the features and belongs into what follows.
+    """
+
+    def __init__(self, trained: LowRankSparse):
+        super().__init__()
+        t = trained.threshold.detach().abs().flatten() + 1e-4
+        g = float(trained.memory.detach())
+        self.first = trained.first.weight.detach() / t[:, None, None, None]
+        self.down = [-d.weight.detach() * (t * g**k)[None, :, None, None]
+                     for k, d in enumerate(trained.down)]
+        self.up = [u.weight.detach() / (t * g ** (k + 1))[:, None, None, None]
+                   for k, u in enumerate(trained.up)]
+        self.thresholds = [g**-k for k in range(BLOCKS + 1)]
+        self.scale = t * g**BLOCKS
+
+    @staticmethod
+    def can_fold(trained: LowRankSparse) -> bool:
+        """Whether g is safely positive, which the division by its powers asks for."""
+        return 0.1 < float(trained.memory.detach()) < 10.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = soft_shrink(F.conv2d(x, self.first, padding=1), self.thresholds[0])
+        for down, up, threshold in zip(self.down, self.up, self.thresholds[1:]):
+            rest = F.conv2d(y, down, padding=1) + x
+            y = soft_shrink(F.conv2d(rest, up, padding=1) + y, threshold)
+        return y
 
 
 class BackdoorAdjustment(nn.Module):
@@ -94,6 +129,38 @@ class BackdoorAdjustment(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _, context = self.constants()
         return self.hidden(x) + F.conv2d(self.weights(x), context[..., None, None])
+
+
+class FoldedAdjustment(nn.Module):
+    """Deploy form of the extractor and :class:`BackdoorAdjustment` of one modality.
+
+    Dictionary, Wk and Wg are constants by now: ``[B, 1, H, W]`` luminance to ``X' [B, 2n, H, W]`` is
+    the extractor, a 1x1 convolution to N logits, a softmax, and 1x1 convolutions back.
+    """
+
+    def __init__(self, extract: LowRankSparse, adjust: nn.Module):
+        super().__init__()
+        width = extract.threshold.numel()
+        if FoldedLowRankSparse.can_fold(extract):
+            self.extract: nn.Module = FoldedLowRankSparse(extract)
+            scale = self.extract.scale
+        else:
+            self.extract, scale = extract, torch.ones(width)
+        self.logits = self.context = None
+        hidden = torch.eye(width)
+        if isinstance(adjust, BackdoorAdjustment):
+            logits, context = (c.detach() for c in adjust.constants())
+            self.logits = (logits * scale)[..., None, None]
+            self.context = context[..., None, None]
+            hidden = adjust.hidden.weight.detach().flatten(1)
+        self.hidden = (hidden * scale)[..., None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.extract(x)
+        if self.logits is None:
+            return F.conv2d(y, self.hidden)
+        weights = torch.softmax(F.conv2d(y, self.logits), dim=1)
+        return F.conv2d(y, self.hidden) + F.conv2d(weights, self.context)
 
 
 @register_model(
@@ -154,3 +221,13 @@ class Baffm(nn.Module):
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
         x_ir, x_vi = self.adjust_ir(self.extract_ir(ir)), self.adjust_vi(self.extract_vi(vi))
         return self.head(self.reconstruct(self.fuse(torch.cat((x_ir, x_vi), 1))), ir, vi)
+
+    def deploy(self) -> nn.Module:
+        """Copy with thresholds, memory, dictionary and attention matrices folded into kernels."""
+        folded = copy.deepcopy(self)
+        for modality in ("ir", "vi"):
+            setattr(folded, f"extract_{modality}", FoldedAdjustment(
+                getattr(self, f"extract_{modality}"), getattr(self, f"adjust_{modality}")
+            ))
+            setattr(folded, f"adjust_{modality}", nn.Identity())
+        return folded
