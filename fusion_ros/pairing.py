@@ -289,58 +289,51 @@ class Pairer:
         return visible if visible.period > _SLOWER * thermal.period else None
 
     def _decide_once_each(self, latest: _Stream | None) -> Iterator[Pair]:
-        """The rule of this file's first lines, decided from the oldest frame on.
-
-        Be a the oldest frame and b the oldest of the other stream. Nothing can come between
-        frames whose streams both have newer ones, so a's only neighbour is b.
-        """
+        """Apply the rule of this file's first lines, from the oldest frame on."""
         thermal, visible = self._thermal, self._visible
         while thermal.entries and visible.entries:
             first = visible if visible.entries[0].time < thermal.entries[0].time else thermal
             other = self._other(first)
             a, b = first.entries[0], other.entries[0]
-            if len(first.entries) > 1 and first.entries[1].time <= b.time:
-                self._drop(first, b)
-            elif b.time - a.time > self.tolerance_ns:
-                self._drop(first, b)
-            else:
+            # Frames of one stream come in order, so nothing can come between a and b any more
+            # that is closer to a.
+            closest: bool | None = False
+            if b.time - a.time <= self.tolerance_ns:
                 closest = self._is_closest(first, other, latest)
-                if closest is None:
-                    return
-                if closest:
-                    yield self._pair(first, a, b)
-                    self._retire(first, paired=True)
-                    self._retire(other, paired=True)
-                else:
-                    self._drop(first, b)
+            if closest is None:
+                return
+            if closest:
+                yield self._pair(first, a, b)
+                self._retire(first, paired=True)
+                self._retire(other, paired=True)
+            else:
+                self._drop(first, b)
 
     def _is_closest(self, first: _Stream, other: _Stream, latest: _Stream | None) -> bool | None:
         """Whether the oldest frames of both are a pair, None if that is not known yet.
 
-        From here on the frames alternate between the streams for a while: y0 of `first`, y1 of
-        `other`, y2 of `first`, ... As long as each gap is smaller than the one before, every
-        frame prefers the next; the last gap of that run is a pair, so the second, fourth, ...
-        before it are pairs too, and those between are not.
+        Call the frames of `first` y0, y2, y4, ... and those of `other` y1, y3, ... As long as y2
+        is closer to y1 than y0 is, y3 closer to y2 than y1 is, and so on, every frame prefers
+        the next; the last two of that run are a pair, so those two before them are, and so on
+        back: y0 and y1 are one if the number of steps is even.
         """
         streams = (first, other)
         gap = other.entries[0].time - first.entries[0].time
-        for run in range(len(first.entries) + len(other.entries)):
-            # The gap lies between y[run] and y[run + 1]; is there a closer y[run + 2]?
-            left, right = streams[run % 2], streams[1 - run % 2]
-            target = right.entries[(run + 1) // 2].time
-            next_left, next_right = run // 2 + 1, (run + 1) // 2 + 1
-            if next_left == len(left.entries):
-                if self._closer_may_come(left, right, target, gap, latest):
+        step = 0
+        while True:
+            preferred, asked = streams[step % 2], streams[1 - step % 2]
+            target = asked.entries[(step + 1) // 2].time
+            index = step // 2 + 1
+            if index == len(preferred.entries):
+                if self._closer_may_come(preferred, asked, target, gap, latest):
                     return None
                 break
-            next_time = left.entries[next_left].time
-            alternates = (
-                next_right == len(right.entries) or right.entries[next_right].time >= next_time
-            )
-            if not alternates or next_time - target >= gap:
+            closer = abs(preferred.entries[index].time - target)
+            if closer >= gap:
                 break
-            gap = next_time - target
-        return run % 2 == 0
+            gap = closer
+            step += 1
+        return step % 2 == 0
 
     def _decide_reusing(
         self, slow: _Stream, fast: _Stream, latest: _Stream | None

@@ -139,7 +139,7 @@ def test_pairs_are_those_of_brute_force(rates, seed):
     ours = {pair for pair in pairs if min(pair) > settled}
     theirs = {pair for pair in expected if min(pair) > settled}
     # A stream's jitter may bring the other neighbour closer than its period let expect.
-    assert len(ours ^ theirs) <= 0.08 * len(theirs), sorted(ours ^ theirs)
+    assert len(ours ^ theirs) <= max(2, 0.02 * len(theirs)), sorted(ours ^ theirs)
     best = sum(abs(t - v) for t, v in expected) / len(expected)
     assert sum(abs(t - v) for t, v in pairs) / len(pairs) <= 1.05 * best + 0.2 * MS
 
@@ -195,13 +195,30 @@ def test_a_pair_waits_no_longer_than_a_period():
                 assert arrival.at - there <= period + 3 * MS
 
 
-def test_a_pair_comes_though_the_other_camera_just_went_silent():
+def test_a_pair_comes_though_the_camera_of_a_closer_frame_went_silent():
     pairer = Pairer(25 * MS)
     thermal = stream(THERMAL, 30, seconds=1)
-    visible = stream(VISIBLE, 30, seconds=2, start=20 * MS)
     last = thermal[-1].stamp
-    pairs = play(pairer, thermal, [v for v in visible if v.stamp < last + 100 * MS], flush=False)
-    assert stamps(pairs)[-1] == (last, last + 20 * MS) or stamps(pairs)[-1][0] == last
+    visible = stream(VISIBLE, 30, seconds=2, start=20 * MS)
+    # The last thermal frame's closer neighbour is lost, so the frame 20 ms after it will do,
+    # unless the next thermal frame, expected 13 ms after that, comes.
+    visible = [v for v in visible if not last - 20 * MS < v.stamp < last]
+    soon = [v for v in visible if v.stamp < last + 60 * MS]
+    pairs = stamps(play(pairer, thermal, soon[:-1], flush=False))
+    assert pairs[-1][0] < last
+    (pair,) = pairer.add_visible(soon[-1].stamp, None)
+    assert stamps([pair]) == [(last, last + 20 * MS)]
+
+
+def test_a_full_queue_gives_out_the_pair_that_waits():
+    pairer = Pairer(100 * MS, queue_size=3)
+    play(pairer, stream(THERMAL, 9, seconds=1), stream(VISIBLE, 120, seconds=1), flush=False)
+    begin = 2 * SECOND
+    assert pairer.add_thermal(begin, None) == []
+    for wait in (70, 78, 86):
+        assert pairer.add_visible(begin + wait * MS, None) == []
+    assert stamps(pairer.add_visible(begin + 94 * MS, None)) == [(begin, begin + 70 * MS)]
+    assert_counts_add_up(pairer)
 
 
 def test_a_silent_camera_costs_no_memory_and_its_partners_are_missing():
@@ -250,12 +267,15 @@ def test_the_offset_can_be_corrected_while_running():
     thermal = stream(THERMAL, 30, seconds=6, start=7 * SECOND, lag=-7 * SECOND)
     visible = stream(VISIBLE, 30, seconds=6)
     half = 3 * SECOND
-    assert not play(pairer, [t for t in thermal if t.at < half],
-                    [v for v in visible if v.at < half], flush=False)  # fmt: skip
+    before = [arrival for arrival in thermal + visible if arrival.at < half]
+    assert play(pairer, before, flush=False) == []
     pairer.thermal_offset_ns = -7 * SECOND
     assert_counts_add_up(pairer)
-    pairs = play(pairer, [t for t in thermal if t.at >= half], [v for v in visible if v.at >= half])
-    assert len(pairs) >= 88
+    stale = pairer.counts.visible.stale
+    thermal = [t for t in thermal if t.at >= half][6::2]
+    assert len(play(pairer, thermal, [v for v in visible if v.at >= half])) >= 41
+    # Under the new offset the thermal frames decided before are not ahead of the visible ones.
+    assert pairer.counts.visible.stale == stale
 
 
 def test_the_tolerance_can_be_changed_while_running():
@@ -283,8 +303,8 @@ def test_pairs_survive_a_bag_that_loops(length):
 
 def test_both_cameras_jumping_back_is_one_reset():
     pairer = Pairer(10 * MS)
-    play(pairer, stream(THERMAL, 30, start=50 * SECOND), stream(VISIBLE, 30, start=50 * SECOND),
-         flush=False)  # fmt: skip
+    before = stream(THERMAL, 30, start=50 * SECOND) + stream(VISIBLE, 30, start=50 * SECOND)
+    play(pairer, before, flush=False)
     thermal, visible = stream(THERMAL, 30), stream(VISIBLE, 30, lag=150 * MS)
     assert len(play(pairer, thermal, visible)) == 90
     assert pairer.counts.resets == 1
@@ -292,8 +312,8 @@ def test_both_cameras_jumping_back_is_one_reset():
 
 def test_one_camera_that_restarts_its_clock_for_good_does_not_stall_the_other():
     pairer = Pairer(10 * MS)
-    play(pairer, stream(THERMAL, 30, start=50 * SECOND), stream(VISIBLE, 30, start=50 * SECOND),
-         flush=False)  # fmt: skip
+    before = stream(THERMAL, 30, start=50 * SECOND) + stream(VISIBLE, 30, start=50 * SECOND)
+    play(pairer, before, flush=False)
     play(pairer, stream(THERMAL, 30, seconds=2), flush=False)
     both = (stream(THERMAL, 30, start=60 * SECOND), stream(VISIBLE, 30, start=60 * SECOND))
     assert len(play(pairer, *both)) >= 88
@@ -354,9 +374,10 @@ def test_reuse_can_be_switched_while_running():
     for i in range(6):
         pairer.reuse_slower = bool(i % 2)
         begin = i * 2 * SECOND
-        seen.append(len(play(pairer, stream(THERMAL, 9, seconds=2, start=begin),
-                             stream(VISIBLE, 30, seconds=2, start=begin), flush=False)))  # fmt: skip
-    assert all(count < 22 for count in seen[0::2]) and all(count > 50 for count in seen[1::2])
+        thermal = stream(THERMAL, 9, seconds=2, start=begin)
+        visible = stream(VISIBLE, 30, seconds=2, start=begin)
+        seen.append(len(play(pairer, thermal, visible, flush=False)))
+    assert max(seen[0::2]) < 22 and min(seen[1::2]) > 50
     pairer.flush()
     assert_counts_add_up(pairer)
 
@@ -377,8 +398,7 @@ def test_every_frame_is_accounted_for_whatever_comes(seed, reuse):
     silent: str | None = None
     pairs: list[Pair] = []
     resets = 0
-    used: set[tuple[str, int, int]] = set()
-    for step in range(600):
+    for _ in range(600):
         camera = min(clock, key=clock.__getitem__)
         event = rng.random()
         clock[camera] += period[camera]
@@ -401,7 +421,7 @@ def test_every_frame_is_accounted_for_whatever_comes(seed, reuse):
             continue
         add = pairer.add_thermal if camera == THERMAL else pairer.add_visible
         stamp = clock[camera] + rng.randint(-3, 3) * MS
-        for repeat in range(2 if 0.88 < event else 1):
+        for _ in range(2 if 0.88 < event else 1):
             received[camera] += 1
             new = add(stamp, (camera, received[camera]))
             for pair in new:
@@ -412,7 +432,8 @@ def test_every_frame_is_accounted_for_whatever_comes(seed, reuse):
         counts = pairer.counts
         assert counts.thermal.received == received[THERMAL]
         assert counts.visible.received == received[VISIBLE]
-        assert max(counts.thermal.waiting, counts.visible.waiting) <= 2 * pairer.queue_size ** 2 + 2
+        bound = pairer.queue_size * (pairer.queue_size + 1)
+        assert max(counts.thermal.waiting, counts.visible.waiting) <= bound
         assert counts.resets >= resets
         resets = counts.resets
     pairs += pairer.flush()
