@@ -124,7 +124,8 @@ class _Tracer:
         tile = _hash(np.floor(x / 0.75), np.floor(z / 0.75), 3.0)
         stone = 0.26 + 0.05 * tile * fade + 0.03 * coarse + 0.03 * fine
         stone = np.where(slab & (z < 35), 0.72 * stone, stone)
-        near_kerb = np.minimum(np.abs(x - scene.KERB_RIGHT - .08), np.abs(x - scene.KERB_LEFT + .08))
+        near_kerb = np.minimum(np.abs(x - scene.KERB_RIGHT - .08),
+                               np.abs(x - scene.KERB_LEFT + .08))
         stone = np.where(near_kerb < 0.14, 0.40, stone)
         paved = ~road
         albedo[paved] = (stone[:, None] * (0.92, 0.98, 1.0))[paved]
@@ -134,7 +135,8 @@ class _Tracer:
         albedo *= (1 - 0.45 * np.exp(-wall / 0.5))[:, None]
 
         material = np.where(road, ROAD, PAVEMENT)
-        kelvin = 0.8 * coarse + 0.6 * fine + 0.3 * grain - 1.3 * marks + 0.9 * patch + 0.7 * tracks * road
+        kelvin = 0.8 * coarse + 0.6 * fine + 0.3 * grain - 1.3 * marks + 0.9 * patch \
+            + 0.7 * tracks * road
         kelvin = kelvin + np.where(near_kerb < 0.14, 1.3, 0.0) - 0.5 * (slab & paved) \
             + 1.6 * np.exp(-wall / 0.6)
         return material, albedo, 0.0, 0.015 * road, kelvin
@@ -196,7 +198,8 @@ class _Tracer:
                              | door & ((su < bay - 1.25) | (su > bay - 0.45) | (v < 0.3)))
         fascia = (v > 2.95) & (v < 3.55)
         trade = _hash(shop_cell, 2.0, b.seed)
-        trade_colour = np.stack([0.05 + 0.35 * _hash(shop_cell, k, b.seed) for k in (3., 4., 5.)], 1)
+        trade_colour = 0.05 + 0.35 * np.stack([_hash(shop_cell, k, b.seed) for k in (3., 4., 5.)],
+                                              axis=1)
         ground_floor = v < 3.9
         albedo[ground_floor & ~shop] = (np.array([0.30, 0.33, 0.35]) * np.clip(
             shade, 0.5, 1.4)[:, None])[ground_floor & ~shop]
@@ -264,7 +267,7 @@ class Backdrop:
             + [(car.z, vehicle_facets(car, self.fine), 'car') for car in self.street.parked],
             key=lambda entry: -entry[0])
         depth = tracer.depth
-        walls = depth.copy()
+        self._walls = depth.copy()
         for z, facets, _ in self._still:
             sprite = facets and thermal_sprite(facets, np.zeros(len(facets.outlines)),
                                                (self.fine.width, self.fine.height), 1)
@@ -272,7 +275,8 @@ class Backdrop:
                 h, w = sprite.alpha.shape
                 area = depth[sprite.top:sprite.top + h, sprite.left:sprite.left + w]
                 np.minimum(area, z, out=area, where=sprite.alpha > 0.5)
-        self._walls = walls
+        for sign in scene.SIGNS:
+            depth[self._covered(sign) & (depth > sign.z)] = sign.z
         self.depth = np.ascontiguousarray(depth[::n, ::n])     # metres along z, (h, w) float32
 
     def release(self) -> None:
@@ -383,6 +387,22 @@ class Backdrop:
         bright = 0.25 * low + 0.75 * low.max() * np.array([0.98, 1.0, 1.02]) * (0.85 + 0.15 * cloud)
         return (clear * (1 - 0.75 * cloud) + 0.75 * bright * cloud).astype(np.float32)
 
+    def _covered(self, sign: scene.Sign) -> np.ndarray:
+        """Pixels (h, w) bool that a sign and its pole hide, for either camera."""
+        scale = self.fine.focal / sign.z
+        u, v = self.fine.project(np.array([sign.x, sign.y, sign.z]))
+        mask = np.zeros((self.fine.height, self.fine.width), np.uint8)
+        half = 0.5 * scale * np.array([sign.width, sign.height])
+        if sign.round:
+            cv2.circle(mask, (round(u), round(v)), round(half[0]), 1, -1)
+        else:
+            cv2.rectangle(mask, (round(u - half[0]), round(v - half[1])),
+                          (round(u + half[0]), round(v + half[1])), 1, -1)
+        if sign.pole:
+            cv2.rectangle(mask, (round(u - 0.04 * scale), round(v)),
+                          (round(u + 0.04 * scale), round(v + sign.y * scale)), 1, -1)
+        return mask > 0
+
     def _paint_sign(self, picture: np.ndarray, sign: scene.Sign, climate: Climate) -> None:
         """A board with its text, on a pole or hanging from a facade."""
         camera = self.fine
@@ -394,7 +414,7 @@ class Backdrop:
                       for c in (sign.board, sign.ink))
         if sign.pole:
             metal = tone(np.array([0.2, 0.2, 0.2]) * np.array(climate.ambient), climate.exposure)
-            foot = v + (sign.y - 0.0) * scale
+            foot = v + sign.y * scale
             half = max(1.0, 0.04 * scale)
             cv2.rectangle(picture, (round(u - half), round(v)), (round(u + half), round(foot)),
                           metal.tolist(), -1)
@@ -405,7 +425,7 @@ class Backdrop:
         middle = (w / 2 - .5, h / 2 - .5)
         solid = (*board, 255)
         rim = (*ink, 255)
-        if sign.text == 'STOP' or sign.text.isdigit():
+        if sign.round:
             corners = 8 if sign.text == 'STOP' else 48
             turn = np.arange(corners) * 2 * np.pi / corners + np.pi / corners
             circle = np.stack([np.cos(turn), np.sin(turn)], 1) * w / (

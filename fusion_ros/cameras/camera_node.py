@@ -116,7 +116,8 @@ def _declare(node: Node) -> Settings:
         if choices and value not in choices:
             raise ParameterError(f"parameter {name}: '{value}' is none of {', '.join(choices)}")
         if limits and not limits[0] <= value <= limits[1]:
-            raise ParameterError(f'parameter {name}: {value} is not from {limits[0]} to {limits[1]}')
+            raise ParameterError(f'parameter {name}: {value} is not from {limits[0]} to '
+                                 f'{limits[1]}')
         values[name] = value
     start = node.declare_parameter(
         'start_time', 0.0, ParameterDescriptor(

@@ -90,13 +90,10 @@ def _clip_box(bounds: tuple, width: int, height: int) -> tuple | None:
     return (left, top, right, bottom) if right - left > 1 and bottom - top > 1 else None
 
 
-def _fixed(outlines: list, left: int, top: int, scale: int) -> list:
-    """Outlines in the canvas's fixed-point coordinates; the pixel centre is an integer."""
-    stacked = np.concatenate(outlines)
-    half = 0.5 * scale - 0.5
-    moved = (stacked - (left, top)) * scale + half
-    fixed = np.rint(np.clip(moved, -30000, 30000) * (1 << _SHIFT)).astype(np.int32)
-    return np.split(fixed, np.cumsum([len(outline) for outline in outlines])[:-1])
+def _fixed(points: np.ndarray, left: int, top: int, scale: int) -> np.ndarray:
+    """Pixels (N, 2) as fixed-point coordinates of the canvas; pixel centres are integers."""
+    moved = (points - (left, top)) * scale + (0.5 * scale - 0.5)
+    return np.rint(np.clip(moved, -30000, 30000) * (1 << _SHIFT)).astype(np.int32)
 
 
 def rgb_sprite(facets: Facets, colours: np.ndarray, size: tuple, scale: int = 2,
@@ -106,7 +103,7 @@ def rgb_sprite(facets: Facets, colours: np.ndarray, size: tuple, scale: int = 2,
     Drawn `scale` times larger and averaged down, which gives sub-pixel edges without seams
     between neighbouring facets.
     """
-    bounds = facets.bounds()
+    bounds = facets.bounds
     low, high = facets.shadow.min(axis=0), facets.shadow.max(axis=0)
     box = _clip_box((min(bounds[0], low[0]), min(bounds[1], low[1]),
                      max(bounds[2], high[0]), max(bounds[3], high[1])), *size)
@@ -116,11 +113,12 @@ def rgb_sprite(facets: Facets, colours: np.ndarray, size: tuple, scale: int = 2,
     canvas = np.zeros(((bottom - top) * scale, (right - left) * scale, 4), np.uint8)
     middle = facets.shadow.mean(axis=0)
     if shadow > 0:
-        rings = [middle + (facets.shadow - middle) * r for r in (1.0, 0.86, 0.7)]
-        for ring, strength in zip(_fixed(rings, left, top, scale), (0.35, 0.7, 1.0)):
+        for reach, strength in ((1.0, 0.35), (0.86, 0.7), (0.7, 1.0)):
+            ring = _fixed(middle + (facets.shadow - middle) * reach, left, top, scale)
             cv2.fillPoly(canvas, [ring], (0, 0, 0, 255 * shadow * strength), cv2.LINE_8, _SHIFT)
     colours = np.clip(colours, 0, 255).tolist()
-    for outline, (b, g, r) in zip(_fixed(facets.outlines, left, top, scale), colours):
+    outlines = facets.split(_fixed(facets.points, left, top, scale))
+    for outline, (b, g, r) in zip(outlines, colours):
         cv2.fillPoly(canvas, [outline], (b, g, r, 255), cv2.LINE_8, _SHIFT)
     if scale > 1:
         canvas = cv2.resize(canvas, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
@@ -130,12 +128,13 @@ def rgb_sprite(facets: Facets, colours: np.ndarray, size: tuple, scale: int = 2,
 def thermal_sprite(facets: Facets, celsius: np.ndarray, size: tuple, scale: int = 2
                    ) -> Sprite | None:
     """Object of given facet temperatures for a thermal picture of `size` (width, height)."""
-    box = _clip_box(facets.bounds(), *size)
+    box = _clip_box(facets.bounds, *size)
     if box is None:
         return None
     left, top, right, bottom = box
     canvas = np.zeros(((bottom - top) * scale, (right - left) * scale, 2), np.float32)
-    for outline, value in zip(_fixed(facets.outlines, left, top, scale), celsius.tolist()):
+    outlines = facets.split(_fixed(facets.points, left, top, scale))
+    for outline, value in zip(outlines, celsius.tolist()):
         cv2.fillPoly(canvas, [outline], (value, 1.0), cv2.LINE_8, _SHIFT)
     if scale > 1:
         canvas = cv2.resize(canvas, (right - left, bottom - top), interpolation=cv2.INTER_AREA)

@@ -111,11 +111,11 @@ _DAY = Climate(
     ambient=(0.37, 0.31, 0.27), sun=(0.95, 1.16, 1.28), sun_direction=(-0.50, 0.74, -0.45),
     sky_low=(0.98, 0.84, 0.70), sky_high=(0.66, 0.34, 0.15), clouds=0.9, lamps=0.0,
     headlights=0.0, exposure=1.15, noise=2.0, haze=0.0013, smoke=0.0, glare=0.0,
-    air=19.0, road=24.0, pavement=23.0, wall=20.5, sunlit=8.0, foliage=17.5, sky=11.0)
+    air=15.0, road=18.0, pavement=17.5, wall=16.0, sunlit=6.0, foliage=13.5, sky=7.0)
 _DUSK = replace(
     _DAY, ambient=(0.150, 0.105, 0.092), sun=(0.0, 0.0, 0.0),
     sky_low=(0.24, 0.36, 0.66), sky_high=(0.22, 0.115, 0.075), clouds=0.9, lamps=0.75,
-    headlights=0.8, exposure=1.55, noise=4.0, haze=0.0030,
+    headlights=0.8, exposure=1.7, noise=4.0, haze=0.0016,
     air=14.0, road=18.5, pavement=17.0, wall=16.5, sunlit=1.5, foliage=13.0, sky=7.0)
 _NIGHT = replace(
     _DAY, ambient=(0.0016, 0.0010, 0.0008), sun=(0.0, 0.0, 0.0),
@@ -201,6 +201,11 @@ class Sign:
     board: tuple             # linear BGR albedo
     ink: tuple
     pole: bool
+
+    @property
+    def round(self) -> bool:
+        """Octagon or disc rather than a rectangle."""
+        return self.text == 'STOP' or self.text.isdigit()
 
 
 KERB_LEFT, KERB_RIGHT = -10.3, 1.4
@@ -356,12 +361,16 @@ class _Walk:
 
 PERSON_IN_THE_DARK = 'waiting'   # stands where no lamp reaches
 _WALKS = (
-    _Walk('crossing_right', (-10.6, 7.5), (3.4, 7.5), 1.30, CYCLE_S, -6.8),
-    _Walk('crossing_left', (3.6, 8.8), (-10.8, 8.8), 1.25, CYCLE_S, -5.6),
-    _Walk('crossing_late', (4.0, 8.1), (-10.8, 8.1), 1.55, CYCLE_S, -3.8),
-    _Walk(PERSON_IN_THE_DARK, (3.3, 7.6), (3.3, 7.6), 0.0, 3600.0, 0.0),
-    _Walk('towards', (3.1, 38.0), (3.1, 4.6), 1.35, 27.0, -17.0),
-    _Walk('away', (3.8, 5.6), (3.3, 40.0), 1.25, 29.0, -3.5),
+    # Across the road while the lanes are free, seconds 17 to 36 of the cycle.
+    _Walk('crossing_right', (-10.6, 7.4), (2.4, 7.4), 1.30, CYCLE_S, -6.8),
+    _Walk('crossing_left', (2.6, 8.9), (-10.8, 8.9), 1.25, CYCLE_S, -7.6),
+    _Walk('crossing_late', (3.0, 8.2), (-10.8, 8.2), 1.50, CYCLE_S, -3.8),
+    _Walk('crossing_last', (2.8, 7.8), (-10.8, 7.8), 1.35, CYCLE_S, 3.0),
+    _Walk(PERSON_IN_THE_DARK, (3.65, 7.7), (3.65, 7.7), 0.0, 3600.0, 0.0),
+    _Walk('towards', (2.5, 38.0), (2.5, 3.9), 1.35, 27.0, -17.0),
+    _Walk('towards_next', (2.1, 24.0), (2.1, 3.4), 1.40, CYCLE_S, 2.5),
+    _Walk('away', (2.9, 4.6), (3.0, 40.0), 1.25, 29.0, -3.5),
+    _Walk('away_next', (2.4, 4.0), (2.8, 34.0), 1.30, 31.0, 10.5),
     _Walk('left_towards', (-11.9, 42.0), (-11.9, 17.0), 1.30, 21.0, -12.0),
     _Walk('left_away', (-12.6, 19.0), (-12.6, 60.0), 1.20, 36.0, -7.0),
 )

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from math import cos, pi, sin
 
 import numpy as np
@@ -28,10 +29,20 @@ class Facets:
     shadow: np.ndarray       # (N, 2) pixels of the contact shadow
     lights: list = field(default_factory=list)   # of Light
 
+    @cached_property
+    def points(self) -> np.ndarray:
+        """All outlines one after the other, (sum of N, 2)."""
+        return np.concatenate(self.outlines)
+
+    @cached_property
     def bounds(self) -> tuple:
         """Tight box (left, top, right, bottom) of the object without its shadow, pixels."""
-        points = np.concatenate(self.outlines)
-        return (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
+        return (*self.points.min(axis=0).tolist(), *self.points.max(axis=0).tolist())
+
+    def split(self, points: np.ndarray) -> list:
+        """Rows of `points`, as many as `self.points` has, back into outlines."""
+        ends = list(accumulate(map(len, self.outlines)))
+        return [points[start:end] for start, end in zip([0] + ends, ends)]
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class Light:
 _ARC = np.linspace(-pi / 2, pi / 2, 6)
 _CIRCLE = np.linspace(0, 2 * pi, 17)[:-1]
 _ROUND = np.stack([np.cos(_CIRCLE), np.sin(_CIRCLE)], axis=1)
-_LIT, _SHADED = (-0.45, 0.55, -0.70), (0.55, 0.15, -0.82)
+_LIT, _HALF_LIT, _SHADED = (-0.45, 0.55, -0.70), (-0.05, 0.40, -0.90), (0.55, 0.15, -0.82)
 
 
 def _capsules(a: np.ndarray, b: np.ndarray, ra: np.ndarray, rb: np.ndarray) -> np.ndarray:
@@ -69,12 +80,10 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
     up = np.array([0.0, 1.0, 0.0])
     base = np.array([person.x, 0.0, person.z])
     swing = 1.0 if person.walking else 0.08
-
-    def place(f: float, r: float, u: float) -> np.ndarray:
-        return base + size * (f * forward + r * right + u * up)
-
     bob = 0.02 * swing * abs(cos(person.stride))
-    joints, limbs = [], []      # limbs: (joint a, joint b, radius a, radius b, material, depth)
+    # Joints are (forward, right, up) in metres of a person of 1.75 m;
+    # limbs are (radius at joint a, radius at joint b, material, depth).
+    joints, limbs = [], []
 
     def limb(a, b, ra, rb, material, depth):
         joints.extend((a, b))
@@ -89,26 +98,25 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
         shin = lean - bend
         ankle = (knee[0] + 0.42 * sin(shin), side * 0.10, max(0.07, knee[2] - 0.42 * cos(shin)))
         away = side * right[2]
-        limb(place(*hip), place(*knee), 0.092, 0.066, 'trousers', away)
-        limb(place(*knee), place(*ankle), 0.066, 0.048, 'trousers', away)
-        limb(place(ankle[0] - 0.03, ankle[1], ankle[2] - 0.03),
-             place(ankle[0] + 0.15, ankle[1] + side * 0.02, max(0.03, ankle[2] - 0.045)),
+        limb(hip, knee, 0.092, 0.066, 'trousers', away)
+        limb(knee, ankle, 0.066, 0.048, 'trousers', away)
+        limb((ankle[0] - 0.03, ankle[1], ankle[2] - 0.03),
+             (ankle[0] + 0.15, ankle[1] + side * 0.02, max(0.03, ankle[2] - 0.045)),
              0.048, 0.036, 'shoes', away)
         reach = -0.42 * swing * sin(phase)
         elbow_bend = 0.25 + 0.30 * swing * max(0.0, -sin(phase))
-        shoulder = (0.0, side * 0.195, 1.425 - bob)
-        elbow = (0.27 * sin(reach), side * 0.235, shoulder[2] - 0.27 * cos(reach))
+        shoulder = (0.0, side * 0.165, 1.405 - bob)
+        elbow = (0.27 * sin(reach), side * 0.222, shoulder[2] - 0.27 * cos(reach))
         fore = reach + elbow_bend
-        hand = (elbow[0] + 0.25 * sin(fore), side * 0.22, elbow[2] - 0.25 * cos(fore))
-        limb(place(*shoulder), place(*elbow), 0.062, 0.050, 'top', 3 * away)
-        limb(place(*elbow), place(*hand), 0.050, 0.038, 'top', 3 * away)
-        limb(place(*hand), place(hand[0] + 0.05, hand[1], hand[2] - 0.07), 0.040, 0.032, 'skin',
-             3 * away)
+        hand = (elbow[0] + 0.25 * sin(fore), side * 0.215, elbow[2] - 0.25 * cos(fore))
+        limb(shoulder, elbow, 0.062, 0.050, 'top', 3 * away)
+        limb(elbow, hand, 0.050, 0.038, 'top', 3 * away)
+        limb(hand, (hand[0] + 0.05, hand[1], hand[2] - 0.07), 0.040, 0.032, 'skin', 3 * away)
 
-    joints.extend((place(0, 0, 1.45 - bob), place(0.01, 0, 1.56 - bob),      # neck
-                   place(0.015, 0, 1.635 - bob), place(0, 0, 1.20 - bob),    # head, torso
-                   place(-0.17, 0, 1.22 - bob)))                             # bag
-    pixels = camera.project(np.array(joints))
+    joints.extend(((0, 0, 1.45 - bob), (0.01, 0, 1.56 - bob),      # neck, chin
+                   (0.015, 0, 1.635 - bob), (0, 0, 1.20 - bob),    # head, torso
+                   (-0.17, 0, 1.22 - bob)))                        # bag
+    pixels = camera.project(base + size * np.array(joints) @ np.stack([forward, right, up]))
     scale = camera.focal / person.z
     ends = pixels[:2 * len(limbs)].reshape(-1, 2, 2)
     ra = np.array([entry[0] for entry in limbs]) * scale
@@ -141,14 +149,15 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
     shoulder = s * (0.13 + 0.085 * abs(right[0]))
     waist, hem = 0.80 * shoulder, 0.86 * shoulder
     shape = np.array([[-0.32 * shoulder, -0.30 * s], [0.32 * shoulder, -0.30 * s],
-                      [0.86 * shoulder, -0.265 * s], [shoulder, -0.20 * s],
+                      [0.84 * shoulder, -0.255 * s], [shoulder, -0.18 * s],
                       [0.93 * shoulder, -0.05 * s], [waist, 0.10 * s], [hem, 0.33 * s],
                       [-hem, 0.33 * s], [-waist, 0.10 * s], [-0.93 * shoulder, -0.05 * s],
-                      [-shoulder, -0.20 * s], [-0.86 * shoulder, -0.265 * s]])
+                      [-shoulder, -0.18 * s], [-0.84 * shoulder, -0.255 * s]])
     add(2.0, torso + shape, person.top, _SHADED, 0.58)
     if detailed:
-        light = shape * (0.62, 0.93) + (-0.22 * shoulder, 0)
-        add(2.0, torso + light, person.top, _LIT, 0.64)
+        for width, shift, normal in ((0.78, 0.13, _HALF_LIT), (0.50, 0.24, _LIT)):
+            light = shape * (width, 0.95) + (-shift * shoulder, 0)
+            add(2.0, torso + light, person.top, normal, 0.64)
         if facing > 0.5:        # the opening of the jacket
             seam = np.array([[-0.02, -0.28], [0.02, -0.28], [0.015, 0.32], [-0.015, 0.32]]) * s
             add(2.01, torso + seam, tuple(0.45 * c for c in person.top), _SHADED, 0.72)
@@ -160,7 +169,7 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
         add(order, bag + pack, (0.05, 0.06, 0.07), _SHADED, 0.10)
         add(order, bag + 0.6 * pack, (0.09, 0.10, 0.11), _LIT, 0.12)
     add(2.2, _capsules(neck[None], chin[None], np.array([0.060 * s]), np.array([0.055 * s]))[0],
-        person.skin, _SHADED, 0.95)
+        person.skin, _HALF_LIT if facing > 0 else _SHADED, 0.95)
     turn = forward[0]           # the face looks to the side it walks to
     add(2.3, head + _ROUND * (0.088 * s, 0.122 * s), person.skin, _SHADED, 1.0)
     add(2.3, head + _ROUND * (0.056 * s, 0.095 * s) + (turn * 0.03 * s - 0.015 * s, 0.005 * s),
@@ -415,14 +424,15 @@ def _fittings(build: _Builder, body: _Body) -> list:
 def _bus_windows(build: _Builder, body: _Body) -> None:
     w = body.stations[2][1] + .006
     for z in np.arange(-4.9, 4.6, 1.38):
-        build.both(3, _GLASS, [(w, 1.35, z), (w, 2.45, z), (w, 2.45, z + 1.25), (w, 1.35, z + 1.25)],
-                   (1, 0, 0))
+        build.both(3, _GLASS, [(w, 1.35, z), (w, 2.45, z), (w, 2.45, z + 1.25),
+                               (w, 1.35, z + 1.25)], (1, 0, 0))
         build.both(4, _Material((.03, .03, .03), .62, -4.0, 0.5),
                    [(w, 2.0, z + .05), (w, 2.4, z + .05), (w, 2.4, z + 1.2), (w, 2.0, z + 1.2)],
                    (1, 0, 0))
     build.both(4, _Material((.55, .58, .60), .08, 0.0, 1.0),
                [(w, .75, -5.1), (w, 1.0, -5.1), (w, 1.0, 5.1), (w, .75, 5.1)], (1, 0, 0))
-    for z, out, low in ((body.stations[-1][0] + .01, 1, 1.10), (body.stations[0][0] - .01, -1, 1.5)):
+    for z, out, low in ((body.stations[-1][0] + .01, 1, 1.10),
+                        (body.stations[0][0] - .01, -1, 1.5)):
         build.add(3, _GLASS, [(-1.02, low, z), (1.02, low, z), (1.0, 2.45, z), (-1.0, 2.45, z)],
                   (0, 0, out))
         build.add(4, _Material((.02, .02, .02), 0, 0, 0, (.05, .45, .9)),
@@ -442,8 +452,8 @@ def _wheels(build: _Builder, body: _Body) -> None:
     for axle in body.axles:
         out = 1 if axle > 0 else -1
         build.both(0, _TYRE, [(w - .22, 0, axle + out * .1), (w - .02, 0, axle + out * .1),
-                              (w - .02, 1.9 * r, axle + out * r), (w - .22, 1.9 * r, axle + out * r)],
-                   (0, 0, out))
+                              (w - .02, 1.9 * r, axle + out * r),
+                              (w - .22, 1.9 * r, axle + out * r)], (0, 0, out))
         half = np.linspace(-.15, pi + .15, 11)
         build.both(5, _UNDER, [(w + .008, r + 1.17 * r * sin(t), axle + 1.17 * r * cos(t))
                                for t in half], (1, 0, 0))

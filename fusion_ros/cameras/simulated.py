@@ -1,8 +1,7 @@
 """Simulated RGB and thermal cameras that look at the same moving street, with ground truth."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -17,6 +16,7 @@ from .shapes import Facets, person_facets, vehicle_facets
 COUNTS_PER_KELVIN = 100.0    # thermal counts are hundredths of a kelvin over absolute zero
 ZERO_CELSIUS = 273.15
 NETD = 0.06                  # temporal noise, kelvin
+_BANK_SIGMA = 40.0           # counts; fine enough to be scaled down
 _FARTHEST = 75.0             # metres; what is beyond is too small to draw
 
 
@@ -71,7 +71,7 @@ class SimulatedRgb:
         self._beam_lit = self._backdrop.rgb(_BEAM_CLIMATE)
         self._backdrop.release()
         self._sun = self._glare() if 'glare' in self._stills else None
-        self._noise = lru_cache(maxsize=8)(self._noise_bank)
+        self._noise = self._noise_bank()
         small = (camera.width // 4, camera.height // 4)
         self._small = small
         v = (np.arange(small[1]) * 4 + 1.5 - camera.cy) / camera.focal
@@ -100,7 +100,7 @@ class SimulatedRgb:
             colours = facet_colours(facets, climate, share,
                                     float(lamp_light(actor.x, 1.0, actor.z)), beam,
                                     climate.headlights)
-            large = facets.bounds()[2] - facets.bounds()[0] > 0.4 * self.camera.width
+            large = facets.bounds[2] - facets.bounds[0] > 0.4 * self.camera.width
             sprite = rgb_sprite(facets, colours, size, 1 if large else 2, shadow)
             if sprite is not None:
                 blend(picture, sprite, self._backdrop.depth)
@@ -192,24 +192,25 @@ class SimulatedRgb:
         cv2.multiply(picture, cv2.merge((small,) * 3), dst=picture, scale=1 / 255)
         cv2.add(picture, cv2.merge((own,) * 3), dst=picture)
 
-    def _noise_bank(self, sigma: float) -> tuple:
+    def _noise_bank(self) -> tuple:
+        """Positive and negative part of noise of standard deviation `_BANK_SIGMA`, uint8."""
         rng = np.random.default_rng([self.seed, 11])
         shape = (self.camera.height + 64, self.camera.width + 64, 3)
         noise = rng.standard_normal(shape, np.float32)
-        noise = sigma * (0.8 * noise + 0.6 * noise[..., :1])    # luminance noise is the stronger
-        noise = np.rint(noise)
-        return (np.maximum(noise, 0).astype(np.uint8), np.maximum(-noise, 0).astype(np.uint8))
+        noise = _BANK_SIGMA * (0.8 * noise + 0.6 * noise[..., :1])   # more luma than chroma
+        return tuple(np.clip(np.rint(part), 0, 255).astype(np.uint8) for part in (noise, -noise))
 
     def _add_noise(self, picture: np.ndarray, time_s: float, sigma: float) -> None:
-        more, less = self._noise(round(sigma * 2) / 2)
         i, j = _noise_offset(time_s, 64, 1)
         area = slice(i, i + self.camera.height), slice(j, j + self.camera.width)
-        cv2.add(picture, more[area], dst=picture)
-        cv2.subtract(picture, less[area], dst=picture)
+        more, less = (cv2.convertScaleAbs(part[area], alpha=sigma / _BANK_SIGMA)
+                      for part in self._noise)
+        cv2.add(picture, more, dst=picture)
+        cv2.subtract(picture, less, dst=picture)
 
 
 # The street in the light of head lamps alone.
-_BEAM_CLIMATE = scene.replace(CLIMATES['night'], ambient=tuple(0.55 * BEAM_COLOUR),
+_BEAM_CLIMATE = replace(CLIMATES['night'], ambient=tuple(0.55 * BEAM_COLOUR),
                               sky_low=(0, 0, 0), sky_high=(0, 0, 0))
 
 
@@ -294,7 +295,7 @@ def _truth(moment: Moment, camera: CameraModel, backdrop: Backdrop) -> list[Trut
     found = []
     for index, (actor, facets) in enumerate(
             _actors((*moment.persons, *moment.vehicles, *backdrop.street.parked), camera), start=1):
-        left, top, right, bottom = facets.bounds()
+        left, top, right, bottom = facets.bounds
         x0, y0 = max(0.0, left), max(0.0, top)
         x1, y1 = min(camera.width - 1.0, right), min(camera.height - 1.0, bottom)
         if x1 - x0 < 2 or y1 - y0 < 2:
