@@ -13,6 +13,11 @@ MULTIPLE, SMALLEST = 8, 32
 """Networks take heights and widths that are multiples of 8, from 32 on."""
 
 
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """Size of the network's inputs for images of `height` x `width`: `shape` of `load_engine`."""
+    return tuple(max(n + -n % MULTIPLE, SMALLEST) for n in (height, width))
+
+
 class Fuser:
     """Fuses thermal and visible images by the network in `engine`.
 
@@ -107,8 +112,8 @@ class Fuser:
     def _allocate(self, height: int, width: int) -> None:
         if self._size == (height, width):
             return
-        padded = (1, 1, *(max(n + -n % MULTIPLE, SMALLEST) for n in (height, width)))
-        self._feeds = {"ir": np.empty(padded, np.float32), "vi": np.empty(padded, np.float32)}
+        self._size = (0, 0)
+        self._feeds = self.engine.buffers(*padded_size(height, width))
         self._ir = self._feeds["ir"][0, 0]
         self._vi = self._feeds["vi"][0, 0]
         self._ycrcb = np.empty((height, width, 3), np.uint8)

@@ -1,9 +1,150 @@
-"""Where built engines and other files that can be made again are kept."""
+"""Built engines on disk: keyed by all they depend on, built once, rebuilt if they do not load."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TypeVar
+
+from fusion_ros.inference.engine import EngineError
+
+Loaded = TypeVar("Loaded")
 
 
 def default_cache_dir() -> Path:
     return Path.home() / ".cache" / "fusion_ros"
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """All that a built engine depends on; a change of any of it is another engine.
+
+    model: name for the reader; onnx_sha256 identifies it. library: name and version.
+    height, width: of the inputs, in pixels.
+    """
+
+    model: str
+    onnx_sha256: str
+    library: str
+    device: str
+    compute_capability: str
+    precision: str
+    height: int
+    width: int
+
+    @property
+    def filename(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{self.model}-{self.width}x{self.height}-{self.precision}-{digest[:12]}.engine"
+
+
+@dataclass(frozen=True)
+class CachedEngine:
+    """A serialized engine, and how far its output was from float32 (None: not compared).
+
+    fp16_error: mean absolute difference of outputs in [0, 1].
+    """
+
+    data: bytes
+    fp16_error: float | None = None
+
+
+class EngineCache:
+    """Engine files in `folder`, safe among processes that start at the same time.
+
+    A file is one line of JSON (key, checksum, fp16_error) and the engine. It is written under
+    another name and renamed, so that no reader sees half of it; builders of one key wait for
+    each other under a file lock. Where the folder cannot be written, engines are built each time.
+    """
+
+    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._log = log
+
+    def get(
+        self,
+        key: EngineKey,
+        build: Callable[[], CachedEngine],
+        load: Callable[[CachedEngine], Loaded],
+    ) -> Loaded:
+        """`load` applied to the engine of `key`, which `build` makes if there is none.
+
+        What `load` refuses with EngineError is built anew, once; a second refusal is raised.
+        """
+        path = self.folder / key.filename
+        try:
+            return load(_read(path, key))
+        except FileNotFoundError:
+            pass
+        except EngineError as error:
+            self._log(f"cached engine {path.name} is not usable, building it anew: {error}")
+        with self.lock(path):
+            # Another process may have built it while this one waited.
+            try:
+                return load(_read(path, key))
+            except (FileNotFoundError, EngineError):
+                pass
+            engine = build()
+            self.write(path, _pack(key, engine))
+        return load(engine)
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Put `data` at `path` at once or, where that cannot be, not at all, and say so."""
+        temporary = None
+        try:
+            with NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
+                temporary = Path(file.name)
+                file.write(data)
+            temporary.replace(path)
+        except OSError as error:
+            self._log(f"cannot keep {path.name} for the next start: {error}")
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        """Hold the lock file beside `path`; says so when it has to wait for another process."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(path.with_name(f"{path.name}.lock"), "w")
+        except OSError:
+            yield  # nothing can be written here, so there is nothing to protect
+            return
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._log(f"another process is building {path.name}: waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _pack(key: EngineKey, engine: CachedEngine) -> bytes:
+    header = {
+        "key": asdict(key),
+        "sha256": hashlib.sha256(engine.data).hexdigest(),
+        "fp16_error": engine.fp16_error,
+    }
+    return json.dumps(header).encode() + b"\n" + engine.data
+
+
+def _read(path: Path, key: EngineKey) -> CachedEngine:
+    """Raises FileNotFoundError, or EngineError if the file is not whole or not of `key`."""
+    # Checked before TensorRT sees it, which crashes the process on some damaged files.
+    try:
+        line, _, data = path.read_bytes().partition(b"\n")
+        header = json.loads(line)
+        whole = header["sha256"] == hashlib.sha256(data).hexdigest()
+        if header["key"] == asdict(key) and whole:
+            return CachedEngine(data, header["fp16_error"])
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{path} cannot be read: {error!r}") from error
+    raise EngineError(f"{path} is damaged")

@@ -76,6 +76,21 @@ class Engine(ABC):
         the next `run`. Raises EngineError for feeds that do not fit, naming the tensor.
         """
 
+    def buffers(self, height: int, width: int) -> dict[str, np.ndarray]:
+        """Arrays to fill and feed for inputs whose free dimensions are `height` and `width`.
+
+        `run` takes any arrays, but copies these the least: on a GPU they lie in pinned memory.
+        Raises EngineError where an engine for this size cannot be built.
+        """
+        return {
+            spec.name: np.zeros(
+                [1 if n is None else n for n in spec.shape[:-2]]
+                + [free if n is None else n for n, free in zip(spec.shape[-2:], (height, width))],
+                spec.dtype,
+            )
+            for spec in self.inputs
+        }
+
     def close(self) -> None:
         """Free what the engine holds; it cannot run afterwards."""
 

@@ -117,8 +117,10 @@ def _session(
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # float32 means float32 in every backend; otherwise CUDA rounds factors to 10 bits (TF32).
+    settings = {"use_tf32": "0"} if provider == "CUDAExecutionProvider" else {}
     try:
-        session = ort.InferenceSession(str(onnx), options, providers=[provider])
+        session = ort.InferenceSession(str(onnx), options, [provider], [settings])
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise EngineError(f"onnxruntime cannot load {onnx}: {error}") from error
     if session.get_providers()[0] != provider:

@@ -1,25 +1,471 @@
-"""The TensorRT engine, for TensorRT and TensorRT-RTX."""
+"""The TensorRT engine: TensorRT 10.3 to 11 and TensorRT-RTX, which have one Python API."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic
+from types import ModuleType
+
+import cv2
+import numpy as np
 
 from fusion_ros.inference import cuda
-from fusion_ros.inference.engine import EngineError
+from fusion_ros.inference.cache import CachedEngine, EngineCache, EngineKey, default_cache_dir
+from fusion_ros.inference.engine import (
+    Engine,
+    EngineError,
+    ModelSpec,
+    fp32_sibling,
+    is_fp16,
+)
+from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine, read_spec
+
+Log = Callable[[str], None]
+Size = tuple[int, int]
+"""Height and width of the network's inputs, in pixels."""
+
+MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+WORKSPACE_MIB = 1024
+FP16_LIMIT = 2 / 255
+"""Mean absolute difference from float32, of outputs in [0, 1], above which FP16 is not used."""
+PROGRESS_SECONDS = 5.0
+KEPT_SIZES = 4
+"""Input sizes whose engines stay on the GPU at the same time."""
 
 
-class TensorRTEngine:
+@dataclass(frozen=True)
+class Library:
+    """A TensorRT that can be imported. name: 'TensorRT' or 'TensorRT-RTX'."""
+
+    module: ModuleType
+    name: str
+
+    @property
+    def description(self) -> str:
+        return f"{self.name} {self.module.__version__}"
+
+    @property
+    def is_rtx(self) -> bool:
+        return self.name == "TensorRT-RTX"
+
+    @cached_property
+    def logger(self):
+        """TensorRT's logger, which keeps its error messages in `errors`."""
+        trt = self.module
+
+        class Logger(trt.ILogger):
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+                self.errors: list[str] = []
+
+            def log(self, severity, message: str) -> None:
+                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                    self.errors.append(message)
+
+        return Logger()
+
+    def fail(self, what: str) -> EngineError:
+        """An error of `what` with TensorRT's own messages since the last one."""
+        reasons = "; ".join(self.logger.errors) or "it gave no reason"
+        self.logger.errors.clear()
+        return EngineError(f"{self.description} {what}: {reasons}")
+
+
+@cache
+def import_library() -> Library:
+    """The installed TensorRT, the full one before TensorRT-RTX. Raises EngineError without one."""
+    reasons = []
+    for name in MODULES:
+        if find_spec(name) is None:
+            continue
+        try:
+            trt = import_module(name)
+            trt.init_libnvinfer_plugins(None, "")  # 10.x parses some operators to plugins
+        except (ImportError, OSError, AttributeError, RuntimeError) as error:
+            reasons.append(f"{name}: {error}")
+        else:
+            return Library(trt, "TensorRT-RTX" if "rtx" in name else "TensorRT")
+    raise EngineError(
+        "no usable TensorRT Python package for the NVIDIA GPU: install NVIDIA's `tensorrt`, or "
+        "for an RTX GPU `pip install fusion_ros[tensorrt]`; Jetson has it from JetPack, seen by "
+        "environments made with --system-site-packages" + "".join(f" ({r})" for r in reasons)
+    )
+
+
+@dataclass(frozen=True)
+class Build:
+    """A serialized engine, with the number of layers the ONNX was parsed to."""
+
+    data: bytes
+    layers: int
+    seconds: float
+
+
+def build(
+    library: Library,
+    onnx: Path,
+    size: Size | None,
+    *,
+    workspace_mib: int = WORKSPACE_MIB,
+    cache: EngineCache | None = None,
+    target: str = "",
+    log: Log = lambda message: None,
+) -> Build:
+    """Build `onnx` for one static input size.
+
+    size: for the inputs' free dimensions; None where the model has none.
+    workspace_mib: the most GPU memory that one layer may use for itself.
+    cache: where timings of earlier builds are kept, which make the next ones faster.
+    target: compute capability to build for, such as '8.9', instead of this machine's GPU;
+        TensorRT-RTX only, and it needs no GPU.
+
+    The network is strongly typed: every layer computes in the precision that the ONNX says.
+    Raises EngineError with TensorRT's messages if it cannot be parsed or built.
+    """
+    trt = library.module
+    start = monotonic()
+    library.logger.errors.clear()
+    builder = trt.Builder(library.logger)
+    if builder is None:
+        raise library.fail("cannot start")
+    # TensorRT 11 and TensorRT-RTX have no other kind and ignore the flag; 10.x needs it.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, library.logger)
+    if not parser.parse_from_file(str(onnx)):
+        for error in map(parser.get_error, range(parser.num_errors)):
+            library.logger.errors.append(
+                f"{error.node_operator()} '{error.node_name()}': {error.desc()}"
+            )
+        raise library.fail(f"cannot parse {onnx}")
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        tensor.shape = static_shape(tuple(tensor.shape), size)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32 in every backend
+    if target:
+        _set_target(library, config, target)
+    with _timing_cache(library, config, cache), _progress(trt, config, onnx.name, log):
+        data = builder.build_serialized_network(network, config)
+    if data is None:
+        raise library.fail(f"cannot build {onnx}")
+    return Build(bytes(data), network.num_layers, monotonic() - start)
+
+
+def static_shape(shape: tuple[int, ...], size: Size | None) -> tuple[int, ...]:
+    """`shape` with its free dimensions (-1) filled: 1 for the batch, `size` for the last two."""
+    if -1 not in shape:
+        return shape
+    if size is None:
+        raise EngineError(f"the model's input {shape} is free: say for which (H, W) to build")
+    filled = (1,) * (len(shape) - 2) + size
+    return tuple(want if have == -1 else have for have, want in zip(shape, filled))
+
+
+def _set_target(library: Library, config, target: str) -> None:
+    capabilities = _capabilities(library)
+    if target not in capabilities:
+        raise EngineError(
+            f"{library.description} cannot build for compute capability {target}: "
+            f"{'choose one of ' + ', '.join(capabilities) if capabilities else 'only TensorRT-RTX'}"
+        )
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(capabilities[target], 0)
+
+
+def _capabilities(library: Library) -> dict[str, object]:
+    """Compute capabilities that TensorRT-RTX knows, '7.5' -> its enumerator; {} for TensorRT."""
+    members = getattr(library.module, "ComputeCapability", None) if library.is_rtx else None
+    if members is None:
+        return {}
+    return {
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in members.__members__.items()
+        if name.startswith("SM")
+    }
+
+
+@contextmanager
+def _timing_cache(library: Library, config, cache: EngineCache | None) -> Iterator[None]:
+    """Start from the timings of earlier builds, and add this one's. TensorRT-RTX has none."""
+    if cache is None or library.is_rtx:
+        yield
+        return
+    path = cache.folder / f"{library.description} {cuda.device_name()}.timing".replace(" ", "_")
+    known = path.read_bytes() if path.is_file() else b""
+    timings = config.create_timing_cache(known) or config.create_timing_cache(b"")
+    config.set_timing_cache(timings, ignore_mismatch=False)
+    yield
+    cache.write(path, bytes(config.get_timing_cache().serialize()))
+
+
+@contextmanager
+def _progress(trt: ModuleType, config, name: str, log: Log) -> Iterator[None]:
+    """Log every few seconds how far the build is, which takes minutes on a Jetson."""
+    done = threading.Event()
+    phase = "starting"
+    start = monotonic()
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name, parent_phase, num_steps):
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name, step):
+            nonlocal phase
+            phase = f"{phase_name}, step {step + 1} of {self._steps.get(phase_name, '?')}"
+            return True  # go on
+
+        def phase_finish(self, phase_name):
+            self._steps.pop(phase_name, None)
+
+    def report() -> None:
+        while not done.wait(PROGRESS_SECONDS):
+            log(f"building {name} for TensorRT, {monotonic() - start:.0f} s so far: {phase}")
+
+    monitor = Monitor()  # a name of its own keeps it alive: TensorRT does not
+    config.progress_monitor = monitor
+    # A thread of its own, since single steps take longer than the interval.
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class TensorRTEngine(Engine):
+    """`onnx` on the first NVIDIA GPU. Raises EngineError if there is none or no TensorRT.
+
+    One engine is built and kept for each input size, cached on disk; with `shape` the first is
+    built at once. An FP16 model is compared with its float32 sibling when it is built, and gives
+    way to it above FP16_LIMIT.
+    """
+
     backend = "tensorrt"
 
     def __init__(
         self,
         onnx: Path,
-        shape: tuple[int, int] | None,
+        shape: Size | None = None,
         *,
-        cache_dir: Path | None,
-        log: Callable[[str], None],
+        cache_dir: Path | None = None,
+        workspace_mib: int = WORKSPACE_MIB,
+        log: Log = lambda message: None,
     ) -> None:
         if cuda.driver() is None:
-            raise EngineError("no NVIDIA GPU with a driver: `nvidia-smi` should list one")
-        raise EngineError("the TensorRT backend is not there yet; use onnxruntime on the NVIDIA GPU")
+            raise EngineError("no NVIDIA GPU with a driver was found: `nvidia-smi` should list it")
+        self._library = import_library()
+        self._capability = cuda.compute_capability()
+        known = _capabilities(self._library)
+        if known and self._capability not in known:
+            raise EngineError(
+                f"{self._library.description} does not run on {cuda.device_name()} (compute "
+                f"capability {self._capability}, it knows {', '.join(known)}): install "
+                "NVIDIA's full `tensorrt`, or use onnxruntime_cuda"
+            )
+        cuda.runtime()
+        super().__init__(read_spec(onnx))
+        self.device = f"CUDA:0 {cuda.device_name()}"
+        self._cache = EngineCache(cache_dir or default_cache_dir(), log)
+        self._workspace_mib = workspace_mib
+        self._log = log
+        self._programs: dict[Size, Program] = {}
+        self._use(onnx)
+        fixed = None not in self.inputs[0].shape
+        if fixed or shape is not None:
+            self._program(self.inputs[0].shape[-2:] if fixed else shape)
+
+    @property
+    def description(self) -> str:
+        sizes = [f"{width}x{height}" for height, width in self._programs]
+        return ", ".join((self._library.description, self.device, self.precision, *sizes))
+
+    def buffers(self, height: int, width: int) -> dict[str, np.ndarray]:
+        program = self._program((height, width))
+        return {name: array.host for name, array in program.inputs.items()}
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        feeds = self.check(feeds)
+        return self._program(feeds[self.inputs[0].name].shape[-2:]).run(feeds)
+
+    def close(self) -> None:
+        self._programs.clear()
+
+    def _use(self, onnx: Path) -> None:
+        self._onnx = onnx
+        self._sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
+        self.precision = "fp16" if is_fp16(onnx) else "fp32"
+
+    def _program(self, size: Size) -> Program:
+        program = self._programs.pop(size, None) or self._load(size)
+        self._programs[size] = program  # the last one is the last used
+        if len(self._programs) > KEPT_SIZES:
+            del self._programs[next(iter(self._programs))]
+        return program
+
+    def _load(self, size: Size) -> Program:
+        key = EngineKey(
+            model=self._onnx.name.partition(".")[0],
+            onnx_sha256=self._sha256,
+            library=self._library.description,
+            device=cuda.device_name(),
+            compute_capability=self._capability,
+            precision=self.precision,
+            height=size[0],
+            width=size[1],
+        )
+        engine, program = self._cache.get(
+            key, lambda: self._build(size), lambda engine: (engine, self._start(engine, key))
+        )
+        if engine.fp16_error is not None and engine.fp16_error > FP16_LIMIT:
+            self._log(
+                f"{self._onnx.name} differs from float32 by {255 * engine.fp16_error:.1f}/255 on "
+                f"this GPU (allowed {255 * FP16_LIMIT:.0f}/255): using the float32 model"
+            )
+            self._use(fp32_sibling(self._onnx))
+            self._programs.clear()
+            return self._load(size)
+        return program
+
+    def _start(self, engine: CachedEngine, key: EngineKey) -> Program:
+        kernels = self._cache.folder / f"{key.filename}.kernels"
+        return Program(self._library, self.model, engine.data, self._cache, kernels, self._log)
+
+    def _build(self, size: Size) -> CachedEngine:
+        self._log(
+            f"building {self._onnx.name} for {size[1]}x{size[0]} on {cuda.device_name()} with "
+            f"{self._library.description}; kept in {self._cache.folder} for the next start"
+        )
+        built = build(
+            self._library,
+            self._onnx,
+            size,
+            workspace_mib=self._workspace_mib,
+            cache=self._cache,
+            log=self._log,
+        )
+        self._log(f"built {self._onnx.name}: {built.layers} layers, {built.seconds:.1f} s")
+        return CachedEngine(built.data, self._fp16_error(built.data, size))
+
+    def _fp16_error(self, data: bytes, size: Size) -> float | None:
+        """Mean absolute difference from float32 on a made-up pair; None if there is no such model.
+
+        The float32 output is onnxruntime's on the CPU: a reference of other code and hardware.
+        """
+        reference = fp32_sibling(self._onnx)
+        if not is_fp16(self._onnx) or not reference.is_file():
+            return None
+        program = Program(self._library, self.model, data)
+        feeds = {
+            name: _reference_image(array.host.shape, seed)
+            for seed, (name, array) in enumerate(program.inputs.items())
+        }
+        got = program.run(feeds)
+        wanted = OnnxRuntimeEngine(reference, "CPU").run(feeds)
+        return max(float(np.abs(got[name] - wanted[name]).mean()) for name in wanted)
+
+
+def _reference_image(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """`shape` float32 in [0, 1] with detail at all scales, always the same."""
+    rng = np.random.default_rng(seed)
+    height, width = shape[-2:]
+    planes = []
+    for _ in range(int(np.prod(shape[:-2]))):
+        plane = np.zeros((height, width), np.float32)
+        for cells, weight in ((4, 0.5), (16, 0.3), (64, 0.15), (max(height, width), 0.05)):
+            coarse = rng.random((min(cells, height), min(cells, width)), np.float32)
+            plane += weight * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        planes.append(cv2.normalize(plane, None, 0, 1, cv2.NORM_MINMAX))
+    return np.stack(planes).reshape(shape)
+
+
+class Program:
+    """A built engine on the GPU with its memory: one upload, one download, one CUDA graph.
+
+    kernels: file, in `cache`, of the kernels that TensorRT-RTX compiles when an engine starts.
+    Raises EngineError if the engine does not fit this GPU and library.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        model: ModelSpec,
+        data: bytes,
+        cache: EngineCache | None = None,
+        kernels: Path | None = None,
+        log: Log = lambda message: None,
+    ) -> None:
+        trt = library.module
+        library.logger.errors.clear()
+        self._library = library
+        self._runtime = trt.Runtime(library.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise library.fail("cannot load the engine")
+        self._context, compiled = self._create_context(kernels)
+        if self._context is None:
+            raise library.fail("has not the GPU memory to run the engine")
+        self._stream = cuda.Stream()
+        self.inputs = {spec.name: self._allocate(spec) for spec in model.inputs}
+        self.outputs = {spec.name: self._allocate(spec) for spec in model.outputs}
+        self._results = {name: array.host for name, array in self.outputs.items()}
+        # Once without a graph: TensorRT finishes its preparations in the first run.
+        self._enqueue()
+        self._stream.synchronize()
+        try:
+            self._stream.capture(self._enqueue)
+            self._captured = True
+        except EngineError as error:
+            log(f"running without a CUDA graph, a little slower: {error}")
+            self._captured = False
+        if compiled is not None and cache is not None:
+            cache.write(kernels, bytes(compiled.serialize()))
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, in pinned memory that the next run overwrites."""
+        for name, array in self.inputs.items():
+            if feeds[name] is not array.host:
+                np.copyto(array.host, feeds[name])
+        if self._captured:
+            self._stream.replay()
+        else:
+            self._enqueue()
+        self._stream.synchronize()
+        return self._results
+
+    def _create_context(self, kernels: Path | None):
+        """An execution context, and TensorRT-RTX's runtime cache behind it (else None)."""
+        if not self._library.is_rtx or kernels is None:
+            return self._engine.create_execution_context(), None
+        config = self._engine.create_runtime_config()
+        compiled = config.create_runtime_cache()
+        if kernels.is_file():
+            compiled.deserialize(kernels.read_bytes())  # it ignores what does not fit
+        config.set_runtime_cache(compiled)
+        return self._engine.create_execution_context(config), compiled
+
+    def _allocate(self, spec) -> cuda.PinnedArray:
+        array = cuda.PinnedArray(tuple(self._engine.get_tensor_shape(spec.name)), spec.dtype)
+        self._context.set_tensor_address(spec.name, array.device)
+        return array
+
+    def _enqueue(self) -> None:
+        for array in self.inputs.values():
+            array.upload(self._stream.handle)
+        if not self._context.execute_async_v3(int(self._stream.handle)):
+            raise self._library.fail("could not run the network")
+        for array in self.outputs.values():
+            array.download(self._stream.handle)

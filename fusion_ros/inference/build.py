@@ -1,0 +1,63 @@
+"""Builds TensorRT engines ahead of time, so that the node's first start does not wait for it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fusion_ros.fuser import padded_size
+from fusion_ros.inference.engine import PRECISIONS, EngineError
+from fusion_ros.inference.tensorrt import WORKSPACE_MIB, TensorRTEngine, build, import_library
+from fusion_ros.models import list_methods, model_path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Console script `build_engine`. Returns 0, or 1 if any model could not be built."""
+    parser = argparse.ArgumentParser(prog="build_engine", description=__doc__)
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="method or *.onnx; default: every shipped method"
+    )
+    parser.add_argument("--width", type=int, default=640, help="of the images (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=480, help="of the images (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--cache-dir", type=Path, help="default: ~/.cache/fusion_ros")
+    parser.add_argument(
+        "--workspace", type=int, default=WORKSPACE_MIB, metavar="MIB",
+        help="most GPU memory for one layer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--target", default="", metavar="X.Y",
+        help="only prove that the models build for this compute capability, such as 8.9: needs "
+        "TensorRT-RTX but no GPU, and keeps nothing",
+    )
+    options = parser.parse_args(arguments)
+    size = padded_size(options.height, options.width)
+    failed = False
+    for model in options.models or list_methods():
+        try:
+            onnx = model_path(model, options.precision)
+            if options.target:
+                built = build(
+                    import_library(), onnx, size, workspace_mib=options.workspace,
+                    target=options.target, log=print,
+                )
+                print(
+                    f"{onnx.name}: builds for {options.target}, {built.layers} layers, "
+                    f"{len(built.data) / 1e6:.1f} MB, {built.seconds:.1f} s"
+                )
+            else:
+                engine = TensorRTEngine(
+                    onnx, size, cache_dir=options.cache_dir, workspace_mib=options.workspace,
+                    log=print,
+                )
+                print(f"{onnx.name}: ready, {engine.description}")
+                engine.close()
+        except (EngineError, ValueError) as error:
+            print(f"{model}: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
