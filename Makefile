@@ -68,7 +68,7 @@ $(VENV)/.test-$(KEY): $(VENV)/.python
 # $(call install,requirement,sets that it completes)
 define install
 @echo "installing what 'make $(lastword $(2))' needs into $(VENV), once"
-@find $(VENV) -maxdepth 1 -name '.*-*' ! -name '*-$(KEY)' -delete
+@find $(VENV) -maxdepth 1 -type f -name '.*-*' ! -name '*-$(KEY)' -delete
 @{ half=$$($(PY) -c "$$HALF_INSTALLED") && \
    { [ -z "$$half" ] || $(PIP) --ignore-installed --no-deps $$half; } && \
    $(PIP) -e '$(1)'; } > $(VENV)/pip.log 2>&1 || \
