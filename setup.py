@@ -37,6 +37,7 @@ TRAIN = [
     "onnxscript",
 ]
 TENSORRT = [
+    "cuda-bindings; platform_machine == 'x86_64'",
     "tensorrt-rtx-cu13-libs; platform_machine == 'x86_64'",
     "tensorrt-rtx-cu13-bindings; platform_machine == 'x86_64'",
 ]
@@ -75,6 +76,7 @@ setup(
             "fuse_node = fusion_ros.fuse_node:main",
             "camera_node = fusion_ros.cameras.camera_node:main",
             "demo = fusion_ros.demo:main",
+            "build_engine = fusion_ros.inference.build:main",
         ]
     },
 )

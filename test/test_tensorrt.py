@@ -111,6 +111,9 @@ class FakeCuda:
         self.queue: list = []
         self.launches = 0
 
+    def cudaGetDeviceCount(self):
+        return 0, 1
+
     def enqueue(self, work):
         (self.queue if self.capturing is None else self.capturing).append(work)
         return (0,)

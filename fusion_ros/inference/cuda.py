@@ -66,7 +66,10 @@ def call(function: Callable, *arguments):
     """Call into `runtime()`: its result without the error code, which raises EngineError."""
     status, *results = function(*arguments)
     if int(status):
-        raise EngineError(f"CUDA: {function.__name__} failed with {status.name}")
+        raise EngineError(
+            f"CUDA: {function.__name__} failed with {status.name}; if the driver is meant, install "
+            "the cuda-bindings of its CUDA version, which `nvidia-smi` shows"
+        )
     return results[0] if results else None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from fusion_ros.inference import cuda
 from fusion_ros.inference.engine import Engine, EngineError, ModelSpec, TensorSpec, is_fp16
 
 DTYPES = {
@@ -35,7 +36,7 @@ class OnnxRuntimeEngine(Engine):
         self._session = _session(onnx, self._provider, self._threads)
         super().__init__(_spec(self._session))
         self.precision = "fp16" if is_fp16(onnx) else "fp32"
-        self.device = "CPU" if provider == "CPU" else _cuda_device()
+        self.device = "CPU" if provider == "CPU" else f"CUDA:0 {cuda.device_name()}"
         self._binding = self._session.io_binding()
         self._shapes: tuple[tuple[int, ...], ...] | None = None
         self._results: dict[str, np.ndarray] = {}
@@ -104,13 +105,13 @@ def _spec(session: ort.InferenceSession) -> ModelSpec:
 def _session(
     onnx: Path, provider: str, threads: int, optimise: bool = True
 ) -> ort.InferenceSession:
-    if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
     if provider not in ort.get_available_providers():
         raise EngineError(
             f"this onnxruntime {ort.__version__} has no {provider}: for an NVIDIA GPU replace it, "
             "`pip uninstall onnxruntime && pip install onnxruntime-gpu[cuda,cudnn]`"
         )
+    if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -130,9 +131,3 @@ def _session(
             "`nvidia-smi` should list the GPU"
         )
     return session
-
-
-def _cuda_device() -> str:
-    from fusion_ros.inference.cuda import device_name
-
-    return f"CUDA:0 {device_name()}"

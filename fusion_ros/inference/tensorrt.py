@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -199,10 +200,12 @@ def _timing_cache(library: Library, config, cache: EngineCache | None) -> Iterat
     if cache is None or library.is_rtx:
         yield
         return
-    path = cache.folder / f"{library.description} {cuda.device_name()}.timing".replace(" ", "_")
+    made_on = re.sub(r"[^\w.-]+", "_", f"{library.description}-{cuda.device_name()}")
+    path = cache.folder / f"{made_on}.timing"
     known = path.read_bytes() if path.is_file() else b""
-    timings = config.create_timing_cache(known) or config.create_timing_cache(b"")
-    config.set_timing_cache(timings, ignore_mismatch=False)
+    timings = config.create_timing_cache(known)
+    if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     yield
     cache.write(path, bytes(config.get_timing_cache().serialize()))
 
@@ -276,7 +279,7 @@ class TensorRTEngine(Engine):
                 f"capability {self._capability}, it knows {', '.join(known)}): install "
                 "NVIDIA's full `tensorrt`, or use onnxruntime_cuda"
             )
-        cuda.runtime()
+        cuda.call(cuda.runtime().cudaGetDeviceCount)  # fails where the driver is too old
         super().__init__(read_spec(onnx))
         self.device = f"CUDA:0 {cuda.device_name()}"
         self._cache = EngineCache(cache_dir or default_cache_dir(), log)
