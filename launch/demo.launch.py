@@ -1,0 +1,51 @@
+"""Launches two cameras and the fusion node: `ros2 launch fusion_ros demo.launch.py`.
+
+The arguments of fuse.launch.py hold here too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import Node
+
+from fusion_ros.cameras.scene import SCENES
+
+
+def start_cameras(context: LaunchContext) -> list[Node]:
+    """The thermal and the RGB camera, each a process of its own."""
+    given = context.launch_configurations
+    parameters = {
+        "scene": given["scene"],
+        "source": "files" if given["data"] else "simulated",
+        "path": given["data"],
+        "use_sim_time": given["use_sim_time"] == "true",
+    }
+    return [
+        Node(
+            package="fusion_ros",
+            executable="camera_node",
+            namespace=f"{given['namespace']}/{camera}",
+            parameters=[parameters, {"camera": camera}],
+            output="screen",
+            emulate_tty=True,
+        )
+        for camera in ("thermal", "rgb")
+    ]
+
+
+def generate_launch_description() -> LaunchDescription:
+    fuse = Path(__file__).with_name("fuse.launch.py")
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument("scene", default_value="tour", choices=list(SCENES),
+                                  description="light and weather of the simulated cameras"),
+            DeclareLaunchArgument("data", default_value="",
+                                  description="folder with ir/ and vi/ to show instead"),
+            IncludeLaunchDescription(PythonLaunchDescriptionSource(str(fuse))),
+            OpaqueFunction(function=start_cameras),
+        ]
+    )
