@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,16 +73,19 @@ def export_onnx(model: nn.Module, path: Path, info: ExportInfo) -> Path:
         ExportError: onnxruntime's output differs from torch's by more than 1e-4.
     """
     path = Path(path)
-    deployed = _Clamped(deploy_form(model.to("cpu", torch.float32, memory_format=torch.contiguous_format)))
+    model = model.to("cpu", torch.float32, memory_format=torch.contiguous_format)
+    deployed = _Clamped(deploy_form(model)).eval()
     # Sizes as multiples of 8 of a free number: the strided levels then divide without a remainder.
-    rows, columns = torch.export.Dim("rows", min=4, max=512), torch.export.Dim("columns", min=4, max=512)
+    rows, columns = (torch.export.Dim(name, min=4, max=512) for name in ("rows", "columns"))
     free = {2: MULTIPLE * rows, 3: MULTIPLE * columns}
     example = torch.rand(2, 1, 1, 96, 128)
-    program = torch.onnx.export(
-        deployed, (example[0], example[1]), dynamo=True, opset_version=OPSET, verbose=False,
-        input_names=["ir", "vi"], output_names=["fused"],
-        dynamic_shapes={"ir": free, "vi": free},
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*axis name.*")
+        program = torch.onnx.export(
+            deployed, (example[0], example[1]), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=["ir", "vi"], output_names=["fused"],
+            dynamic_shapes={"ir": free, "vi": free},
+        )
     program.optimize()
     proto = program.model_proto
     for value, name in ((proto.graph.input, ("ir", "vi")), (proto.graph.output, ("fused",))):
@@ -119,7 +123,8 @@ def difference_to_onnx(model: nn.Module, path: Path, size: tuple[int, int], seed
     rng = np.random.default_rng(seed)
     coarse = torch.from_numpy(rng.random((2, 1, 12, 16), np.float32))
     pair = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
-    pair = (pair + 0.05 * torch.from_numpy(rng.standard_normal(pair.shape).astype(np.float32))).clamp(0, 1)
+    noise = torch.from_numpy(rng.standard_normal(pair.shape).astype(np.float32))
+    pair = (pair + 0.05 * noise).clamp(0, 1)
     wanted = model.eval()(pair[:1], pair[1:]).clamp(0, 1).numpy()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     got = session.run(["fused"], {"ir": pair[:1].numpy(), "vi": pair[1:].numpy()})[0]
