@@ -41,7 +41,7 @@ TENSORRT = [
     "tensorrt-rtx-cu13-libs; platform_machine == 'x86_64'",
     "tensorrt-rtx-cu13-bindings; platform_machine == 'x86_64'",
 ]
-TEST = ["pytest", "rosbags"]
+TEST = ["pytest>=7", "PyYAML", "rosbags", "setuptools>=70.1"]
 
 
 def share(folder: str, pattern: str) -> tuple[str, list[str]]:
