@@ -13,7 +13,7 @@ import numpy as np
 
 from fusion_ros.inference import BACKENDS, PRECISIONS
 from fusion_ros.models import list_methods, model_path
-from fusion_ros.registration import parse_homography
+from fusion_ros.registration import homography_from_intrinsics, parse_homography
 from fusion_ros.thermal import MODES
 
 __all__ = ["DROPOUT_POLICIES", "QOS", "ParameterError", "Parameters", "Spec", "markdown_table"]
@@ -214,6 +214,10 @@ class Parameters:
                 f"{len(self.thermal_rotation)} numbers, expected 3 (roll, pitch, yaw in rad) or "
                 "9 (a matrix, row by row)",
             )
+        try:
+            homography_from_intrinsics(np.eye(3), np.eye(3), self.rotation)
+        except ValueError as error:
+            raise ParameterError("thermal_rotation", str(error)) from None
 
     @classmethod
     def specs(cls) -> dict[str, Spec]:
