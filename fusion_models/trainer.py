@@ -23,6 +23,7 @@ from tqdm import tqdm
 from fusion_models import create_model, create_objective, model_card
 from fusion_models.data import CropSampler, PairFolder, find_roots
 from fusion_models.metrics import evaluate
+from fusion_models.settings import ConfigError, parse_arguments
 
 
 @dataclass
@@ -79,13 +80,9 @@ class TrainConfig:
     objective: dict = field(default_factory=dict)
 
 
-class ConfigError(ValueError):
-    """A setting is unknown or out of range; the message names it and what is allowed."""
-
-
 def load_config(arguments: list[str], folder: Path) -> TrainConfig:
     """Defaults, then `<folder>/<method>.yaml`, then `config=<yaml>`, then `key=value` arguments."""
-    overrides = OmegaConf.from_dotlist(arguments)
+    overrides = parse_arguments(arguments)
     extra = overrides.pop("config", None)
     method = overrides.get("method", TrainConfig.method)
     layers = [OmegaConf.structured(TrainConfig)]

@@ -15,10 +15,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from fusion_models.baffm.dictionary import SHIPPED, SceneDictionary, cluster_scenes
 from fusion_models.data import find_roots, list_pairs, read_luminance
+from fusion_models.settings import merge_settings
 
 DEFAULTS = {
     "data": "auto",
@@ -103,12 +103,13 @@ def cluster_picture(paths: list[Path], labels: np.ndarray, examples: int = 6) ->
     return np.concatenate(rows)
 
 
-def main(arguments: list[str]) -> None:
-    config = OmegaConf.merge(DEFAULTS, OmegaConf.from_dotlist(arguments))
-    unknown = sorted(set(config) - set(DEFAULTS))
-    if unknown:
-        raise SystemExit(f"unknown settings {unknown}: choose from {', '.join(DEFAULTS)}")
-    pairs = [pair for root in find_roots(config.data) for pair in list_pairs(root)]
+def main(arguments: list[str]) -> int:
+    try:
+        config = merge_settings(DEFAULTS, arguments)
+        pairs = [pair for root in find_roots(config.data) for pair in list_pairs(root)]
+    except ValueError as error:
+        print(f"build_dictionary.py: {error}", file=sys.stderr)
+        return 2
     backbone = load_backbone(config.backbone)
     parts = {}
     for column, modality in enumerate(("ir", "vi")):
@@ -116,7 +117,7 @@ def main(arguments: list[str]) -> None:
         features = scene_features(backbone, paths, config.size)
         parts[modality] = cluster_scenes(features, config.entries, config.components, config.seed)
         counts = np.bincount(parts[modality][2], minlength=config.entries)
-        print(f"{modality}: {len(paths)} images in {config.entries} clusters, counts {sorted(counts)}")
+        print(f"{modality}: {len(paths)} images in {config.entries} clusters, counts {sorted(counts.tolist())}")
         if config.picture:
             path = Path(config.picture).with_suffix(f".{modality}.png")
             cv2.imwrite(str(path), cluster_picture(paths, parts[modality][2]))
@@ -124,7 +125,8 @@ def main(arguments: list[str]) -> None:
     tensors = [torch.from_numpy(parts[m][i]) for i in (0, 1) for m in ("ir", "vi")]
     SceneDictionary(*tensors, config.backbone).save(Path(config.output))
     print(f"dictionary: {config.output}")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -14,23 +14,24 @@ import json
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from fusion_models import WEIGHTS_DIR, create_model, model_card
 from fusion_models.export import ExportInfo, export_onnx
 from fusion_models.registry import count_parameters
+from fusion_models.settings import merge_settings
 from fusion_models.trainer import source_commit
 
 DEFAULTS = {"method": "baffm", "run": "", "output": str(WEIGHTS_DIR)}
 
 
 def main(arguments: list[str]) -> int:
-    config = OmegaConf.merge(DEFAULTS, OmegaConf.from_dotlist(arguments))
-    if unknown := sorted(set(config) - set(DEFAULTS)):
-        print(f"export.py: unknown settings {unknown}: use {', '.join(DEFAULTS)}", file=sys.stderr)
+    try:
+        config = merge_settings(DEFAULTS, arguments)
+        card = model_card(config.method)
+    except ValueError as error:
+        print(f"export.py: {error}", file=sys.stderr)
         return 2
-    card = model_card(config.method)
     folder = Path(config.run) if config.run else card.checkpoint.parent
     weights = folder / ("model.safetensors" if config.run else card.checkpoint.name)
     record = folder / ("run.json" if config.run else f"{card.name}.json")

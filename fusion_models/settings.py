@@ -1,0 +1,42 @@
+"""Settings of the command-line scripts: defaults, then `key=value` arguments."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """A setting is unknown or out of range; the message names it and what is allowed."""
+
+
+def parse_arguments(arguments: list[str]) -> DictConfig:
+    """`key=value` arguments as a config; `key=` is the empty string.
+
+    Raises:
+        ConfigError: an argument without `=`.
+    """
+    for argument in arguments:
+        if "=" not in argument:
+            raise ConfigError(f"'{argument}': expected key=value")
+    parsed = OmegaConf.from_dotlist(arguments)
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if not value:
+            OmegaConf.update(parsed, key, "")
+    return parsed
+
+
+def merge_settings(defaults: dict, arguments: list[str]) -> DictConfig:
+    """Defaults overridden by `key=value` arguments, each of the default's type.
+
+    Raises:
+        ConfigError: an unknown key or a value of another type; the message lists the keys.
+    """
+    given = parse_arguments(arguments)
+    if unknown := sorted(set(given) - set(defaults)):
+        raise ConfigError(f"unknown settings {', '.join(unknown)}; use {', '.join(defaults)}")
+    try:
+        return OmegaConf.merge(OmegaConf.create(defaults), given)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
