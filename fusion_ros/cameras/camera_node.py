@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 import math
 import sys
-import threading
 import time
 
 import cv2
@@ -237,8 +236,9 @@ class CameraNode(Node):
         self._images = self.create_publisher(Image, 'image_raw', qos)
         self._infos = self.create_publisher(CameraInfo, 'camera_info', qos)
         self._image = Image()
-        self._stop = threading.Event()
-        self.context.on_shutdown(self._stop.set)
+        # Served between frames by the thread that sends them: /clock, parameter services.
+        self._waiter = SingleThreadedExecutor(context=self.context)
+        self._waiter.add_node(self)
         self.sent = self.skipped = 0
 
     def run(self) -> int:
@@ -255,7 +255,7 @@ class CameraNode(Node):
         s = self.settings
         index = self._next_index()
         origin = self._origin(index)
-        while not self._stop.is_set() and not (s.frames and self.sent >= s.frames):
+        while self.context.ok() and not (s.frames and self.sent >= s.frames):
             if index - origin >= self._source.count:
                 break
             exposed = s.start_ns + round(index * 1e9 / s.rate) + self._jitter_ns(index)
@@ -282,12 +282,12 @@ class CameraNode(Node):
     def _next_index(self) -> int:
         """Index of the next frame of the grid that is not yet past; a late one by < 1/2 period
         still counts as due now."""
-        while not self._stop.is_set():
+        while self.context.ok():
             now = self.get_clock().now().nanoseconds
             if now > 0:                          # simulated time has begun
                 periods = (now - self.settings.start_ns) * self.settings.rate * 1e-9
                 return max(0, math.ceil(periods - 0.5))
-            self._stop.wait(0.01)
+            self._waiter.spin_once(timeout_sec=0.01)
         return 0
 
     def _jitter_ns(self, index: int) -> int:
@@ -306,21 +306,21 @@ class CameraNode(Node):
             return None
 
     def _sleep_until(self, target_ns: int) -> bool:
-        """Waits for the node's clock; False when it jumped back. Never sleeps past a shutdown.
+        """Waits for the node's clock; False when it jumped back, or at shutdown.
 
-        Measured anew against the clock in each round, so that no error accumulates, and in short
-        rounds under simulated time, which runs at any pace.
+        Measured anew against the clock in each round, so that no error accumulates.
         """
-        simulated = self.get_clock().ros_time_is_active
         last = self.get_clock().now().nanoseconds
-        while not self._stop.is_set():
+        self._waiter.spin_once(timeout_sec=0)
+        while self.context.ok():
             now = self.get_clock().now().nanoseconds
             if now < last - 100_000_000:
                 return False
             if now >= target_ns:
                 return True
             last = now
-            self._stop.wait(min((target_ns - now) * 1e-9, 0.002 if simulated else 0.05))
+            # Simulated time runs at any pace: each message of /clock ends the wait.
+            self._waiter.spin_once(timeout_sec=min((target_ns - now) * 1e-9, 0.05))
         return False
 
     def _publish(self, frame: np.ndarray, stamp_ns: int) -> None:
@@ -345,12 +345,13 @@ class CameraNode(Node):
 
     def _wait_for_subscriber(self) -> None:
         asked = time.monotonic()
-        while self._images.get_subscription_count() == 0 and not self._stop.wait(0.05):
+        while self._images.get_subscription_count() == 0 and self.context.ok():
+            self._waiter.spin_once(timeout_sec=0.05)
             if time.monotonic() - asked > 5.0:
                 asked = time.monotonic()
                 self.get_logger().info(f'waiting for a subscriber of {self._images.topic_name}')
         # The other end learns of this publisher a little later than this end of it.
-        self._stop.wait(0.3)
+        time.sleep(0.3)
 
     def _finish(self) -> None:
         """Leaves nothing unsent behind and says what was sent."""
@@ -371,25 +372,11 @@ def main(args: list[str] | None = None) -> None:
         print(f'camera_node: {error}', file=sys.stderr)
         rclpy.try_shutdown()
         sys.exit(1)
-    # The executor serves /clock and the parameter services beside the frame loop.
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-
-    def spin() -> None:
-        try:
-            executor.spin()
-        except ExternalShutdownException:
-            pass
-
-    spinner = threading.Thread(target=spin, daemon=True)
-    spinner.start()
     try:
         node.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
-        executor.shutdown()
-        spinner.join(timeout=2.0)
         node.destroy_node()
         rclpy.try_shutdown()
 
