@@ -44,7 +44,7 @@ demo: $(VENV)/.demo-$(KEY)
 	  $(if $(DATA),--data '$(DATA)') $(if $(DETECTOR),--detector '$(DETECTOR)')
 
 test: $(VENV)/.test-$(KEY)
-	@$(PY) test/vision_msgs/generate.py
+	@$(PY) test/messages/generate.py
 	FUSION_ROS_TEST_STRICT=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 detector: $(VENV)/.train-$(KEY)

@@ -34,7 +34,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _skip_where_a_module_is_missing(report, error: BaseException) -> None:
     # `colcon test` runs with whatever the active environment has, so a missing dependency skips
     # what needs it. `make test` installs them all: there FUSION_ROS_TEST_STRICT makes it a failure.
-    # vision_msgs is the exception, it takes a compiler (vision_msgs/generate.py).
+    # vision_msgs is the exception, it takes a compiler (messages/generate.py).
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return
     module = error.name.partition(".")[0]
