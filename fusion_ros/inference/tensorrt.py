@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,7 +57,7 @@ class Library:
     def is_rtx(self) -> bool:
         return self.name == "TensorRT-RTX"
 
-    @cached_property
+    @functools.cached_property
     def logger(self):
         """TensorRT's logger, which keeps its error messages in `errors`."""
         trt = self.module
@@ -73,6 +73,13 @@ class Library:
 
         return Logger()
 
+    def create(self, name: str):
+        """TensorRT's object `name`. Raises EngineError where the driver does not suffice."""
+        try:
+            return getattr(self.module, name)(self.logger)
+        except TypeError as error:  # what its bindings make of an object that C++ refused
+            raise self.fail("does not start") from error
+
     def fail(self, what: str) -> EngineError:
         """An error of `what` with TensorRT's own messages since the last one."""
         reasons = "; ".join(self.logger.errors) or "it gave no reason"
@@ -80,7 +87,7 @@ class Library:
         return EngineError(f"{self.description} {what}: {reasons}")
 
 
-@cache
+@functools.cache
 def import_library() -> Library:
     """The installed TensorRT, the full one before TensorRT-RTX. Raises EngineError without one."""
     reasons = []
@@ -134,9 +141,7 @@ def build(
     trt = library.module
     start = monotonic()
     library.logger.errors.clear()
-    builder = trt.Builder(library.logger)
-    if builder is None:
-        raise library.fail("cannot start")
+    builder = library.create("Builder")
     # TensorRT 11 and TensorRT-RTX have no other kind and ignore the flag; 10.x needs it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, library.logger)
@@ -411,11 +416,9 @@ class Program:
         kernels: Path | None = None,
         log: Log = lambda message: None,
     ) -> None:
-        trt = library.module
         library.logger.errors.clear()
         self._library = library
-        self._runtime = trt.Runtime(library.logger)
-        self._engine = self._runtime.deserialize_cuda_engine(data)
+        self._engine = library.create("Runtime").deserialize_cuda_engine(data)
         if self._engine is None:
             raise library.fail("cannot load the engine")
         self._context, compiled = self._create_context(kernels)
