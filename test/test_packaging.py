@@ -180,3 +180,13 @@ def test_generated_vision_msgs_agrees_with_the_real_one_on_the_wire():
     # Of vision_msgs 4.1.1.
     expected = "RIHS01_214274120007f4a683866481336b70310268cfa107aebe9d594a6acf75bda968"
     assert hashes["vision_msgs/msg/Detection2DArray"] == expected
+
+
+def test_the_readme_tells_of_every_parameter_and_launch_argument():
+    text = (ROOT / "README.md").read_text()
+    names = set(importlib.import_module("fusion_ros.parameters").Parameters.specs())
+    launch = ast.parse((ROOT / "launch" / "fuse.launch.py").read_text())
+    calls = [node for node in ast.walk(launch) if isinstance(node, ast.Call)]
+    declared = [call for call in calls if getattr(call.func, "id", "") == "declare"]
+    names |= {call.args[0].value for call in declared if isinstance(call.args[0], ast.Constant)}
+    assert {name for name in names if f"`{name}`" not in text} == set()
