@@ -108,7 +108,8 @@ def test_default_weights_lie_in_the_users_cache(monkeypatch, tmp_path):
 
 
 def test_coco_has_eighty_names():
-    assert len(set(COCO_NAMES)) == 80 and COCO_NAMES[0] == "person" and COCO_NAMES[79] == "toothbrush"
+    assert len(set(COCO_NAMES)) == 80
+    assert (COCO_NAMES[0], COCO_NAMES[79]) == ("person", "toothbrush")
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:

@@ -333,8 +333,11 @@ def test_fp16_that_is_close_to_float32_is_used(gpu, half, tmp_path):
     assert gpu.built == [("average.fp16.onnx", (48, 64))]
 
 
-def test_fp16_that_is_far_from_float32_gives_way_to_it_and_stays_away(gpu, half, tmp_path):
-    gpu.offset = 3 / 255
+@pytest.mark.parametrize(("offset", "said"), [(3 / 255, "3.0/255"), (np.nan, "nan/255")])
+def test_fp16_that_is_far_from_float32_gives_way_to_it_for_good(
+    gpu, half, tmp_path, offset, said
+):
+    gpu.offset = offset
     lines = []
     for _ in range(2):
         engine = load_engine(
@@ -344,7 +347,7 @@ def test_fp16_that_is_far_from_float32_gives_way_to_it_and_stays_away(gpu, half,
         np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
         assert engine.precision == "fp32" and "fp32" in engine.description
     assert gpu.built == [("average.fp16.onnx", (48, 64)), ("average.onnx", (48, 64))]
-    assert sum("differs from float32 by 3.0/255" in line for line in lines) == 2
+    assert sum(f"differs from float32 by {said}" in line for line in lines) == 2
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_know_is_told(gpu, rtx, average, monkeypatch):

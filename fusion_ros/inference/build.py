@@ -16,10 +16,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Console script `build_engine`. Returns 0, or 1 if any model could not be built."""
     parser = argparse.ArgumentParser(prog="build_engine", description=__doc__)
     parser.add_argument(
-        "models", nargs="*", metavar="MODEL", help="method or *.onnx; default: every shipped method"
+        "models", nargs="*", metavar="MODEL", help="method or *.onnx; default: all that ship"
     )
-    parser.add_argument("--width", type=int, default=640, help="of the images (default: %(default)s)")
-    parser.add_argument("--height", type=int, default=480, help="of the images (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=640, help="of the images, default 640")
+    parser.add_argument("--height", type=int, default=480, help="of the images, default 480")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--cache-dir", type=Path, help="default: ~/.cache/fusion_ros")
     parser.add_argument(

@@ -338,7 +338,8 @@ class TensorRTEngine(Engine):
         engine, program = self._cache.get(
             key, lambda: self._build(size), lambda engine: (engine, self._start(engine, key))
         )
-        if engine.fp16_error is not None and engine.fp16_error > FP16_LIMIT:
+        # Negated, since float16 that overflows gives NaN.
+        if engine.fp16_error is not None and not engine.fp16_error <= FP16_LIMIT:
             self._log(
                 f"{self._onnx.name} differs from float32 by {255 * engine.fp16_error:.1f}/255 on "
                 f"this GPU (allowed {255 * FP16_LIMIT:.0f}/255): using the float32 model"
@@ -369,12 +370,13 @@ class TensorRTEngine(Engine):
         return CachedEngine(built.data, self._fp16_error(built.data, size))
 
     def _fp16_error(self, data: bytes, size: Size) -> float | None:
-        """Mean absolute difference from float32 on a made-up pair; None if there is no such model.
+        """Mean absolute difference of `fused` from float32 on a made-up pair; None without one.
 
         The float32 output is onnxruntime's on the CPU: a reference of other code and hardware.
         """
         reference = fp32_sibling(self._onnx)
-        if not is_fp16(self._onnx) or not reference.is_file():
+        fuses = [spec.name for spec in self.outputs] == ["fused"]  # others have other ranges
+        if not (is_fp16(self._onnx) and fuses and reference.is_file()):
             return None
         program = Program(self._library, self.model, data)
         feeds = {
@@ -383,21 +385,18 @@ class TensorRTEngine(Engine):
         }
         got = program.run(feeds)
         wanted = OnnxRuntimeEngine(reference, "CPU").run(feeds)
-        return max(float(np.abs(got[name] - wanted[name]).mean()) for name in wanted)
+        return float(np.abs(got["fused"] - wanted["fused"]).mean())
 
 
 def _reference_image(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """`shape` float32 in [0, 1] with detail at all scales, always the same."""
+    """`[1, 1, H, W]` float32 in [0, 1] with detail at all scales, the same for each `seed`."""
     rng = np.random.default_rng(seed)
     height, width = shape[-2:]
-    planes = []
-    for _ in range(int(np.prod(shape[:-2]))):
-        plane = np.zeros((height, width), np.float32)
-        for cells, weight in ((4, 0.5), (16, 0.3), (64, 0.15), (max(height, width), 0.05)):
-            coarse = rng.random((min(cells, height), min(cells, width)), np.float32)
-            plane += weight * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-        planes.append(cv2.normalize(plane, None, 0, 1, cv2.NORM_MINMAX))
-    return np.stack(planes).reshape(shape)
+    plane = np.zeros((height, width), np.float32)
+    for cells, weight in ((4, 0.5), (16, 0.3), (64, 0.15), (max(height, width), 0.05)):
+        coarse = rng.random((min(cells, height), min(cells, width)), np.float32)
+        plane += weight * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return cv2.normalize(plane, None, 0, 1, cv2.NORM_MINMAX).reshape(shape)
 
 
 class Program:
