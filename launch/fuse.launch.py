@@ -25,14 +25,15 @@ TOPICS = {
     "rgb_image": "rgb/image_raw",
     "rgb_info": "rgb/camera_info",
 }
-# The variable's name in Fast DDS 3 and in Fast DDS 2 (ROS 2 Jazzy and older).
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+# Fast DDS 3 renamed the variable, and warns of the name that Fast DDS 2 knows.
+FAST_DDS = "FASTRTPS" if os.environ.get("ROS_DISTRO") in ("humble", "jazzy") else "FASTDDS"
+PROFILE_VARIABLE = f"{FAST_DDS}_DEFAULT_PROFILES_FILE"
 
 
 def arguments() -> list[DeclareLaunchArgument]:
     """All launch arguments, with their choices."""
     boolean = ["true", "false"]
-    profile = next(filter(None, map(os.environ.get, PROFILE_VARIABLES)), "")
+    profile = os.environ.get(PROFILE_VARIABLE, str(CONFIG / "fastdds_shm.xml"))
     declare = DeclareLaunchArgument
     return [
         declare("method", default_value="", choices=["", *list_methods()],
@@ -50,7 +51,7 @@ def arguments() -> list[DeclareLaunchArgument]:
         declare("namespace", default_value="", description="namespace of the nodes and topics"),
         declare("use_sim_time", default_value="false", choices=boolean,
                 description="follow /clock, as played from a bag"),
-        declare("fastdds_profile", default_value=profile or str(CONFIG / "fastdds_shm.xml"),
+        declare("fastdds_profile", default_value=profile,
                 description="Fast DDS profile for large images, which the cameras need too; "
                 "empty for none"),
     ]
@@ -61,7 +62,7 @@ def set_profile(context: LaunchContext) -> list[SetEnvironmentVariable]:
     profile = context.launch_configurations["fastdds_profile"]
     if profile and not Path(profile).is_file():
         raise RuntimeError(f"fastdds_profile: there is no file '{profile}'")
-    return [SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES if profile]
+    return [SetEnvironmentVariable(PROFILE_VARIABLE, profile)] if profile else []
 
 
 def start_node(context: LaunchContext) -> list[Node]:
