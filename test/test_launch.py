@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import os
+import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ ARGUMENTS = {
 
 @pytest.fixture
 def ros2_launch():
-    """Runs `ros2 launch fusion_ros ...` for some seconds, or until it ends; returns what it says."""
+    """Runs `ros2 launch fusion_ros ...` for some seconds at most: exit status, what it says."""
     pytest.importorskip("launch_ros", reason="launch comes with an installed ROS only")
     index = pytest.importorskip("ament_index_python.packages")
     try:
@@ -34,12 +33,14 @@ def ros2_launch():
     def run(*arguments: str, seconds: float = 20.0) -> tuple[int, str]:
         process = subprocess.Popen(
             ["ros2", "launch", "fusion_ros", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdin=subprocess.DEVNULL,
         )  # fmt: skip
         try:
             said, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGINT)
+            # Not to the whole group: launch hands the signal on.
+            process.send_signal(signal.SIGINT)
             said, _ = process.communicate(timeout=20.0)
         return process.returncode, said
 
@@ -73,11 +74,8 @@ def test_a_missing_parameter_file_is_named(ros2_launch):
 
 @pytest.mark.slow
 def test_cameras_and_node_started_together_fuse(ros2_launch):
-    began = time.monotonic()
-    _, said = ros2_launch(
-        "demo.launch.py", "method:=baffm", "detect:=false", "namespace:=front", seconds=25.0
-    )
-    assert time.monotonic() - began > 20.0, said
-    assert "/front" in said or "front.fuse_node" in said
-    assert " fps" in said.lower(), said
-    assert "Traceback" not in said, said
+    arguments = ("backend:=null", "detect:=false", "namespace:=front")
+    code, said = ros2_launch("demo.launch.py", *arguments, seconds=15.0)
+    assert code == 0 and "Traceback" not in said, said
+    rates = re.findall(r"\[front\.fuse_node\]: .* ([\d.]+) fps", said)
+    assert rates and max(map(float, rates)) > 5.0, said
