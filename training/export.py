@@ -55,7 +55,9 @@ def main(arguments: list[str]) -> int:
         training["config"].pop(key, None)
     info = ExportInfo(card.name, training, metrics, source_commit(), card.licence)
     path = export_onnx(model, output / f"{card.name}.onnx", info)
-    save_file(model.state_dict(), output / f"{card.name}.safetensors")
+    parameters = output / f"{card.name}.safetensors"
+    save_file(model.state_dict(), parameters)
+    parameters.chmod(0o644)  # safetensors leaves it readable for the owner only
     summary = {
         "method": card.name,
         "title": card.title,

@@ -348,7 +348,7 @@ class Backdrop:
         sky = s.material == SKY
         direction = s.position[sky]
         height = np.clip(direction[:, 1] / np.hypot(1, direction[:, 0]), 0, 1)
-        picture[sky] = climate.sky - 12 * np.sqrt(height) + 4 * climate.clouds * self._clouds(
+        picture[sky] = climate.sky - 6 * np.sqrt(height) + 4 * climate.clouds * self._clouds(
             direction)
         far = 1 - np.exp(-0.0015 * np.where(sky, 0, s.position[..., 2]))
         picture += far * (climate.air - picture)

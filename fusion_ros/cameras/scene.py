@@ -91,7 +91,7 @@ class Climate:
     wall: float
     sunlit: float            # extra of surfaces in the sun
     foliage: float
-    sky: float               # at the horizon; overhead it is 12 K colder
+    sky: float               # at the horizon; overhead it is 6 K colder
 
     def blend(self, other: 'Climate', share: float) -> 'Climate':
         """This climate with `share` of another mixed in."""
@@ -111,26 +111,26 @@ _DAY = Climate(
     ambient=(0.37, 0.31, 0.27), sun=(0.95, 1.16, 1.28), sun_direction=(-0.50, 0.74, -0.45),
     sky_low=(0.98, 0.84, 0.70), sky_high=(0.66, 0.34, 0.15), clouds=0.9, lamps=0.0,
     headlights=0.0, exposure=1.15, noise=2.0, haze=0.0013, smoke=0.0, glare=0.0,
-    air=15.0, road=18.0, pavement=17.5, wall=16.0, sunlit=6.0, foliage=13.5, sky=7.0)
+    air=15.0, road=14.5, pavement=14.0, wall=14.0, sunlit=4.0, foliage=12.0, sky=10.0)
 _DUSK = replace(
     _DAY, ambient=(0.150, 0.105, 0.092), sun=(0.0, 0.0, 0.0),
     sky_low=(0.24, 0.36, 0.66), sky_high=(0.22, 0.115, 0.075), clouds=0.9, lamps=0.75,
     headlights=0.8, exposure=1.7, noise=4.0, haze=0.0016,
-    air=14.0, road=18.5, pavement=17.0, wall=16.5, sunlit=1.5, foliage=13.0, sky=7.0)
+    air=12.0, road=12.5, pavement=11.5, wall=12.0, sunlit=1.5, foliage=9.5, sky=7.0)
 _NIGHT = replace(
     _DAY, ambient=(0.0016, 0.0010, 0.0008), sun=(0.0, 0.0, 0.0),
     sky_low=(0.012, 0.010, 0.011), sky_high=(0.0040, 0.0020, 0.0016), clouds=0.6, lamps=1.0,
     headlights=1.0, exposure=1.6, noise=6.0, haze=0.0016,
-    air=8.0, road=11.5, pavement=10.0, wall=10.5, sunlit=0.0, foliage=7.0, sky=1.5)
+    air=6.0, road=6.5, pavement=5.5, wall=6.5, sunlit=0.0, foliage=4.0, sky=1.0)
 _GLARE = replace(
     _DAY, ambient=(0.22, 0.24, 0.28), sun=(0.16, 0.34, 0.52), sun_direction=(-0.10, 0.16, 0.98),
     sky_low=(0.75, 1.00, 1.30), sky_high=(0.50, 0.42, 0.38), clouds=0.5,
     headlights=0.3, exposure=1.05, noise=2.0, haze=0.0045, glare=1.0,
-    air=16.0, road=20.0, pavement=19.0, wall=18.0, sunlit=3.0, foliage=15.0, sky=9.0)
+    air=16.0, road=15.5, pavement=15.0, wall=15.0, sunlit=3.0, foliage=13.0, sky=10.0)
 _SMOKE = replace(
     _DAY, ambient=(0.36, 0.35, 0.34), sun=(0.10, 0.12, 0.14), sky_low=(0.62, 0.62, 0.62),
     sky_high=(0.45, 0.40, 0.36), clouds=1.0, noise=2.5, haze=0.0080, smoke=1.0,
-    air=17.0, road=20.5, pavement=19.5, wall=19.0, sunlit=2.0, foliage=15.5, sky=11.0)
+    air=17.0, road=16.0, pavement=15.5, wall=15.5, sunlit=2.0, foliage=13.5, sky=11.5)
 CLIMATES = dict(zip(CONDITIONS, (_DAY, _DUSK, _NIGHT, _GLARE, _SMOKE)))
 
 
