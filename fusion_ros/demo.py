@@ -31,7 +31,7 @@ from sensor_msgs.msg import Image
 
 from fusion_ros import images
 from fusion_ros.cameras.files import FilesError, PairFolder
-from fusion_ros.cameras.scene import CONDITIONS, TOUR_STOP_S, weather
+from fusion_ros.cameras.scene import CONDITIONS, TOUR_FADE_S, TOUR_STOP_S, weather
 from fusion_ros.detector import default_detector_path
 from fusion_ros.inference import EngineError
 from fusion_ros.models import model_path
@@ -39,9 +39,9 @@ from fusion_ros.parameters import Parameters
 from fusion_ros.pipeline import load_detector, load_network
 from fusion_ros.thermal import GainControl
 
-SIZES = ((640, 480), (480, 360), (320, 240))
+SIZES = ((640, 480), (480, 360), (400, 300), (320, 240))
 LONGEST_S, MOST_PER_S = 36.0, 10.0
-SHARE = 0.55
+SHARE = 0.65
 """Of the time between two pairs, what the networks may take; the rest is for all other work."""
 PAIRS = 100
 STILLS = 5
@@ -128,9 +128,9 @@ def _set_environment() -> None:
     profile = _profile()
     # The processes share 64 MB each; a container may have less for all of them.
     if profile and shutil.disk_usage("/dev/shm").free > 512e6:
-        if "FASTRTPS_DEFAULT_PROFILES_FILE" not in environ:
-            environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", str(profile))
-            environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = environ["FASTDDS_DEFAULT_PROFILES_FILE"]
+        old = environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
+        name = f"{'FASTRTPS' if old else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
+        environ.setdefault(name, str(profile))
 
 
 def _profile() -> Path | None:
@@ -292,8 +292,8 @@ class Recorder(Node):
             from vision_msgs.msg import Detection2DArray
 
             self.create_subscription(Detection2DArray, "detections", lambda msg: None, 10)
-        except Exception as error:  # not installed, or built for another rclpy
-            self.get_logger().info(f"no detections topic without vision_msgs ({error})")
+        except Exception:  # not installed, or built for another rclpy: the node says so
+            pass
 
     def spin(self) -> None:
         """Take in what comes within a tenth of a second."""
@@ -341,9 +341,17 @@ class Recorder(Node):
         condition = weather(self._scene, max(since_s, 0)).first if self._scene else ""
         image = self._side_by_side(thermal, rgb, images.visible_bgr(msg), condition)
         self._write(image)
-        due = (len(self._stills) + 0.5) * self._plan.duration_s / STILLS
-        if since_s >= due and len(self._stills) < STILLS:
+        if self._is_due(since_s, condition):
             self._stills.append(Still(image, condition))
+
+    def _is_due(self, since_s: float, condition: str) -> bool:
+        """Whether to keep a still: one of each condition, or some evenly over the time."""
+        if self._scene:
+            # Late, so that gain control has settled, but before the next one fades in.
+            new = condition not in (still.condition for still in self._stills)
+            return new and 0.4 * TOUR_STOP_S < since_s % TOUR_STOP_S < TOUR_STOP_S - TOUR_FADE_S
+        due = (len(self._stills) + 0.5) * self._plan.duration_s / STILLS
+        return since_s >= due and len(self._stills) < STILLS
 
     def _side_by_side(
         self, thermal: np.ndarray, rgb: np.ndarray, fused: np.ndarray, condition: str
