@@ -71,7 +71,7 @@ define install
 @find $(VENV) -maxdepth 1 -type f -name '.*-*' ! -name '*-$(KEY)' -delete
 @{ half=$$($(PY) -c "$$HALF_INSTALLED") && \
    { [ -z "$$half" ] || $(PIP) --ignore-installed --no-deps $$half; } && \
-   $(PIP) -e '$(1)'; } > $(VENV)/pip.log 2>&1 || \
+   $(PIP) --use-pep517 -e '$(1)'; } > $(VENV)/pip.log 2>&1 || \
   { grep -v '^WARNING' $(VENV)/pip.log | tail -n 20 >&2; \
     echo "The installation needs the network, once; all of it is in $(VENV)/pip.log." \
       "Run the same command again to resume." >&2; exit 1; }
