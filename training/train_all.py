@@ -1,0 +1,74 @@
+"""Trains every method one after another, exports each, and evaluates them side by side.
+
+    python training/train_all.py data=../shared/data output=runs/full max_steps=20000 \
+        batch_size=16 crop=256 precision=bf16-mixed
+
+`methods=baffm,caf` chooses some; all other `key=value` settings go to `train.py` unchanged. A method
+whose run has finished is not trained again and one that was interrupted goes on, so the same command
+can be repeated until all is done. Weights are written to `<output>/weights`, not into the package.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fusion_models import list_models
+from fusion_models.settings import ConfigError, parse_arguments
+
+HERE = Path(__file__).resolve().parent
+
+
+def run(script: str, *arguments: str) -> int:
+    """Runs a script of this folder with the same Python; its output goes through."""
+    print(f"== {script} {' '.join(arguments)}", flush=True)
+    return subprocess.run([sys.executable, str(HERE / script), *arguments]).returncode
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has reached the end of its schedule."""
+    record = folder / "run.json"
+    if not record.is_file():
+        return False
+    run_record = json.loads(record.read_text())
+    return run_record["steps"] >= run_record["config"]["max_steps"]
+
+
+def main(arguments: list[str]) -> int:
+    own = ("methods=", "output=")
+    try:
+        given = parse_arguments([a for a in arguments if a.startswith(own)])
+        methods = given.get("methods", "") or ",".join(list_models())
+        unknown = sorted(set(methods.split(",")) - set(list_models()))
+        if unknown:
+            raise ConfigError(f"unknown methods {unknown}: choose from {', '.join(list_models())}")
+    except ConfigError as error:
+        print(f"train_all.py: {error}", file=sys.stderr)
+        return 2
+    output = Path(given.get("output", "") or "runs/full")
+    passed = [a for a in arguments if not a.startswith(own)]
+    failed = []
+    for method in methods.split(","):
+        folder, start = output / method, time.monotonic()
+        if not finished(folder):
+            resume = ["resume=true"] if (folder / "last.ckpt").is_file() else []
+            if run("train.py", f"method={method}", f"output={folder}", *resume, *passed):
+                failed.append(method)
+                continue
+        if run("export.py", f"method={method}", f"run={folder}", f"output={output / 'weights'}"):
+            failed.append(method)
+        print(f"== {method}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
+    done = [str(output / "weights" / f"{m}.onnx") for m in methods.split(",") if m not in failed]
+    data = next((a for a in passed if a.startswith("data=")), "data=auto")
+    if done and run("evaluate.py", f"methods={','.join(done)}", data, f"output={output / 'evaluation'}"):
+        failed.append("evaluation")
+    if failed:
+        print(f"train_all.py: failed: {', '.join(failed)}; repeat the command to go on", file=sys.stderr)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
