@@ -335,8 +335,21 @@ class Trainer:
             "loss_first": float(np.mean(history[:window])) if history else None,
             "loss_last": float(np.mean(history[-window:])) if history else None,
             "validation": metrics,
+            "previous": self._previous_run(),
         }
         (self.output / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+
+    def _previous_run(self) -> dict | None:
+        """Record of the run whose parameters this one started from, if it lies beside them."""
+        if not self.config.init:
+            return None
+        shipped = self.config.init == "shipped"
+        card = model_card(self.config.method).checkpoint
+        record = card.with_suffix(".json") if shipped else Path(self.config.init).parent / "run.json"
+        if not record.is_file():
+            return {"init": Path(self.config.init).name}
+        run = json.loads(record.read_text())
+        return run["training"] if shipped else run
 
     def _device_name(self) -> str:
         if self.fabric.device.type == "cuda":

@@ -25,6 +25,15 @@ from fusion_models.trainer import source_commit
 DEFAULTS = {"method": "baffm", "run": "", "output": str(WEIGHTS_DIR)}
 
 
+def without_places(training: dict) -> None:
+    """Takes the training machine's folders out of a run's record; names of the sets stay."""
+    training["data"] = {"/".join(Path(k).parts[-2:]): n for k, n in training["data"].items()}
+    for key in ("data", "output", "init", "validation"):
+        training["config"].pop(key, None)
+    if "config" in (training.get("previous") or {}):
+        without_places(training["previous"])
+
+
 def main(arguments: list[str]) -> int:
     try:
         config = merge_settings(DEFAULTS, arguments)
@@ -49,10 +58,7 @@ def main(arguments: list[str]) -> int:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     metrics = run.get("metrics", {}) if not config.run else {}
-    # The data's place on the training machine is nobody's business; the sets' names are.
-    training["data"] = {"/".join(Path(k).parts[-2:]): n for k, n in training["data"].items()}
-    for key in ("data", "output", "init", "validation"):
-        training["config"].pop(key, None)
+    without_places(training)
     info = ExportInfo(card.name, training, metrics, source_commit(), card.licence)
     path = export_onnx(model, output / f"{card.name}.onnx", info)
     parameters = output / f"{card.name}.safetensors"
