@@ -7,6 +7,7 @@ along the pipeline and publishes. A bad frame costs that frame and is counted.
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 import threading
 import time
@@ -19,10 +20,11 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
@@ -44,6 +46,7 @@ from fusion_ros.worker import Worker
 _QUEUE = 10
 _FEW_IMAGES = 5
 _RECENT_S = 5.0
+_CALIBRATION_S = 0.2
 _ODD_LATENCY_MS = 10_000.0
 
 
@@ -418,9 +421,10 @@ class FuseNode(LifecycleNode):
         if not self._calibration_awaited:
             return
         self._calibration_awaited = False
+        end = time.monotonic() + _CALIBRATION_S
         for camera in (self._thermal, self._rgb):
             if self.count_publishers(f"{camera.name}/camera_info"):
-                camera.has_info.wait(0.5)
+                camera.has_info.wait(max(0.0, end - time.monotonic()))
 
     def _wanted(self, topic: str) -> bool:
         publisher = self._publishers_of.get(topic)
@@ -499,13 +503,12 @@ class FuseNode(LifecycleNode):
         values["in_progress"] = self._worker.pending
         values.update({"fused": 0, "displaced": 0, "rejected": 0, "detections": 0})
         values.update(monitor.counters)
-        fault = monitor.fault
-        troubled = fault is not None and fault.age_s < _RECENT_S
+        recent = [fault.text for fault in monitor.faults if fault.age_s < _RECENT_S]
         status = DiagnosticStatus(
             name=f"{self.get_fully_qualified_name().lstrip('/')}: fusion",
             hardware_id=engine.device,
-            level=DiagnosticStatus.WARN if troubled else DiagnosticStatus.OK,
-            message=fault.text if troubled else f"{monitor.fps:.1f} fps by {values['method']}",
+            level=DiagnosticStatus.WARN if recent else DiagnosticStatus.OK,
+            message="; ".join(recent) or f"{monitor.fps:.1f} fps by {values['method']}",
             values=[KeyValue(key=key, value=_text(value)) for key, value in values.items()],
         )
         return DiagnosticArray(
@@ -552,21 +555,29 @@ def _detection_array(detections: list[Detection], header: Header) -> Any:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is interrupted; 1 if its parameters or models cannot be used."""
+    # rclpy's own handlers pull the context away from under the threads. With these an interrupt is
+    # an exception in this thread, wherever it is, and the node ends in order.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     node = None
     try:
-        rclpy.init(args=args)
         node = FuseNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         if node.get_parameter("autostart").value and not node.start():
             return 1
-        executor.spin()
+        while rclpy.ok():
+            # Returns now and then, since signals are not seen while it waits.
+            executor.spin_once(timeout_sec=0.2)
     except ParameterException as error:
         print(f"fuse_node: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except KeyboardInterrupt:
         pass
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         if node is not None:
             node.close()
             node.destroy_node()

@@ -26,7 +26,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Fault:
-    """The latest fault: its counter, what was logged of it, and how many seconds ago."""
+    """A fault: its counter, its latest text, and how many seconds ago that was."""
 
     name: str
     text: str
@@ -43,7 +43,7 @@ class Snapshot:
         latency_ms: from header stamp to publishing, None before the first frame.
         stage_ms: mean duration of each stage.
         counters: how often each thing happened, faults among them.
-        fault: the latest fault, if there was any.
+        faults: one for each of those counters that are faults, the latest first.
     """
 
     fps: float
@@ -51,7 +51,7 @@ class Snapshot:
     latency_ms: Percentiles | None
     stage_ms: dict[str, float]
     counters: dict[str, int]
-    fault: Fault | None
+    faults: tuple[Fault, ...]
 
 
 class Monitor:
@@ -80,7 +80,7 @@ class Monitor:
         self._stage_ms: dict[str, deque[float]] = {}
         self._fused_at: deque[float] = deque()
         self._first_fused: float | None = None
-        self._fault: tuple[str, str, float] | None = None
+        self._faults: dict[str, tuple[str, float]] = {}
         self._logged: dict[str, tuple[float, int]] = {}
 
     def count(self, name: str, n: int = 1) -> None:
@@ -115,7 +115,7 @@ class Monitor:
         with self._lock:
             now = self._clock()
             self._counters[name] += 1
-            self._fault = (name, text, now)
+            self._faults[name] = (text, now)
             total = self._counters[name]
             at, seen = self._logged.get(name, (-float("inf"), 0))
             if now - at < self._log_every_s:
@@ -138,13 +138,14 @@ class Monitor:
                     fps = (len(recent) - 1) / watched
                 if latest > self._first_fused:
                     mean_fps = (self._counters["fused"] - 1) / (latest - self._first_fused)
+            faults = [Fault(name, text, now - at) for name, (text, at) in self._faults.items()]
             return Snapshot(
                 fps,
                 mean_fps,
                 percentiles(self._latency_ms) if self._latency_ms else None,
                 {name: sum(ms) / len(ms) for name, ms in self._stage_ms.items()},
                 dict(self._counters),
-                self._fault and Fault(*self._fault[:2], now - self._fault[2]),
+                tuple(sorted(faults, key=lambda fault: fault.age_s)),
             )
 
     def _forget(self, now: float) -> None:

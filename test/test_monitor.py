@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fusion_ros.monitor import Monitor, Percentiles, percentiles
+from fusion_ros.monitor import Fault, Monitor, Percentiles, percentiles
 
 
 class Clock:
@@ -31,7 +31,7 @@ def run(monitor: Monitor, clock: Clock, rate: float, seconds: float) -> None:
 def test_a_silent_monitor_has_nothing_to_say(clock):
     snapshot = Monitor(clock=clock).snapshot()
     assert (snapshot.fps, snapshot.mean_fps, snapshot.latency_ms) == (0, 0, None)
-    assert (snapshot.stage_ms, snapshot.counters, snapshot.fault) == ({}, {}, None)
+    assert (snapshot.stage_ms, snapshot.counters, snapshot.faults) == ({}, {}, ())
 
 
 def test_one_frame_is_no_rate_yet(clock):
@@ -102,12 +102,17 @@ def test_each_fault_is_logged_once_a_minute_and_counted_always(clock):
     assert monitor.snapshot().counters == {"rgb_unreadable": 200, "frame_failed": 1}
 
 
-def test_the_latest_fault_is_remembered_with_its_age(clock):
+def test_faults_are_remembered_with_their_age_the_latest_first(clock):
     monitor = Monitor(clock=clock)
     monitor.fault("time_jump", "stamps jumped back")
+    monitor.fault("rgb_silent", "no image for 1 s")
     clock.now += 3
-    fault = monitor.snapshot().fault
-    assert (fault.name, fault.text, fault.age_s) == ("time_jump", "stamps jumped back", 3)
+    monitor.fault("rgb_silent", "no image for 4 s")
+    clock.now += 1
+    assert monitor.snapshot().faults == (
+        Fault("rgb_silent", "no image for 4 s", 1),
+        Fault("time_jump", "stamps jumped back", 4),
+    )
 
 
 def test_counts_of_several_threads_add_up():
