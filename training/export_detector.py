@@ -24,11 +24,11 @@ def export(model: str, output: Path) -> Path:
 
     Raises FileNotFoundError without the weights, ConnectionError if they cannot be downloaded.
     """
-    from ultralytics import YOLO
-
     own = Path(model).expanduser()
     if own.parent != Path(".") and not own.is_file():
         raise FileNotFoundError(f"no weights at {own}")
+    from ultralytics import YOLO
+
     output.parent.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
     # ultralytics downloads to the working folder and exports beside the weights.
