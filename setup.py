@@ -10,13 +10,12 @@ PACKAGE = "fusion_ros"
 
 ROS = [
     "ros-rclpy",
-    "ros-sensor-msgs",
-    "ros-std-msgs",
+    "ros-rmw-fastrtps-cpp",
     "ros-diagnostic-msgs",
     "ros-lifecycle-msgs",
-    "ros-std-srvs",
-    "ros-visualization-msgs",
-    "ros-rmw-fastrtps-cpp",
+    "ros-rcl-interfaces",
+    "ros-sensor-msgs",
+    "ros-std-msgs",
 ]
 TRAIN = [
     "torch",
@@ -59,7 +58,7 @@ setup(
     maintainer_email="maintainers@users.noreply.h-seed-8c377530.example",
     license="AGPL-3.0-only",
     python_requires=">=3.10",
-    packages=find_packages(include=["fusion_ros", "fusion_ros.*", "fusion_models", "fusion_models.*"]),
+    packages=find_packages(include=["fusion_ros*", "fusion_models*"]),
     package_data={"fusion_models": ["weights/*", "*/*.npz"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),

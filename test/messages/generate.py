@@ -45,7 +45,7 @@ GENERATORS = [
 
 def importable() -> bool:
     """Whether vision_msgs works here, its compiled part included."""
-    code = "from vision_msgs.msg import Detection2DArray as D; D.__class__.__import_type_support__()"
+    code = "import vision_msgs.msg as m; m.Detection2DArray.__class__.__import_type_support__()"
     run = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False)
     return run.returncode == 0
 
