@@ -33,9 +33,22 @@ def average(tmp_path) -> Path:
 # Building, for real and without a GPU
 
 
+def lacks_float32_products(path: Path) -> bool:
+    """Whether a model needs what TensorRT-RTX does not have for Turing: float32 matrix products.
+
+    There the FP16 model serves, which must build.
+    """
+    operators = {node.op_type for node in pytest.importorskip("onnx").load(path).graph.node}
+    return "MatMul" in operators and not path.name.endswith(".fp16.onnx")
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("onnx", MODELS, ids=lambda path: path.name)
 def test_every_shipped_model_builds_for_rtx_gpus(rtx, onnx, target):
+    if target == "7.5" and lacks_float32_products(onnx):
+        with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
+            tensorrt.build(rtx, onnx, (480, 640), target=target)
+        return
     built = tensorrt.build(rtx, onnx, (480, 640), target=target)
     assert built.layers > 0 and len(built.data) > 1000
 
