@@ -181,15 +181,12 @@ def _plan(options: argparse.Namespace, parameters: Parameters) -> Plan:
 def _seconds(work: Callable[[], object]) -> float:
     """Duration of `work` once it is warm, in s."""
     work()
-    start = time.perf_counter()
-    work()
-    once = time.perf_counter() - start
-    if once > 0.5:
-        return once
-    start = time.perf_counter()
-    work()
-    work()
-    return (time.perf_counter() - start) / 2
+    durations = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
 # --- Processes ------------------------------------------------------------------------------------
@@ -203,10 +200,7 @@ class Child:
         self.log = folder / f"{name}.log"
         command = [sys.executable, "-u", "-m", module, "--ros-args", *ros_args]
         with self.log.open("w") as log:
-            # In a session of its own: Ctrl-C reaches the demonstration, which ends the others.
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def ended(self) -> bool:
         return self._process.poll() is not None
@@ -510,10 +504,13 @@ def _run(options: argparse.Namespace, parameters: Parameters) -> Summary:
         old.unlink(missing_ok=True)
     logs.mkdir(parents=True)
     plan = _plan(options, parameters)
+    # Interrupts are exceptions here, so that the other processes are ended too.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: list[Child] = []
     try:
-        arguments = ["-p", f"method:='{options.method}'"]
+        timeout = max(Parameters.camera_timeout, 3 / plan.rate)
+        arguments = ["-p", f"method:='{options.method}'", "-p", f"camera_timeout:={timeout}"]
         if options.detector:
             arguments += ["-p", f"detector:='{Path(options.detector).resolve()}'"]
         fusion = Child("fuse_node", "fusion_ros.fuse_node", logs, *arguments)

@@ -91,6 +91,7 @@ class FuseNode(LifecycleNode):
         self._loader: Worker[Parameters] | None = None
         self._worker: Worker[_Job] | None = None
         self._publishers_of: dict[str, Any] = {}
+        self._said: set[str] = set()
         self._entities: list[tuple[Callable[[Any], Any], Any]] = []
 
     def start(self) -> bool:
@@ -103,8 +104,9 @@ class FuseNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             self._configure()
-        except (EngineError, ValueError) as error:
-            self.get_logger().error(f"not configured: {error}")
+        except Exception as error:  # rclpy would swallow what is not expected
+            kind = "" if isinstance(error, (EngineError, ValueError)) else f"{type(error).__name__}: "
+            self.get_logger().error(f"not configured: {kind}{error}")
             self._release()
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
@@ -137,9 +139,8 @@ class FuseNode(LifecycleNode):
 
     def _configure(self) -> None:
         parameters = Parameters.from_node(self)
-        log = self.get_logger()
-        network = load_network(parameters, None, log.info)
-        self._monitor = Monitor(log.warning)
+        network = load_network(parameters, None, self._say_once)
+        self._monitor = Monitor(self.get_logger().warning)
         self._pipeline = Pipeline(parameters, network, self._monitor)
         self._pairer = Pairer(
             round(parameters.tolerance * 1e9),
@@ -152,7 +153,7 @@ class FuseNode(LifecycleNode):
         self._settings = parameters
         if parameters.detect:
             try:
-                self._pipeline.change(detector=load_detector(parameters, log.info))
+                self._pipeline.change(detector=load_detector(parameters, self._say_once))
             except (EngineError, ValueError) as error:
                 if parameters.detector:
                     raise
@@ -190,10 +191,17 @@ class FuseNode(LifecycleNode):
         if self._settings.log_period:
             timers.append(self.create_timer(self._settings.log_period, self._log_rate))
         self._entities += [(self.destroy_timer, timer) for timer in timers]
-        self.get_logger().info(
-            f"fusing by {self._pipeline.network.method} on "
-            f"{self._pipeline.network.fuser.engine.description}"
-        )
+        self._say_what_runs()
+
+    def _say_what_runs(self) -> None:
+        network = self._pipeline.network
+        self.get_logger().info(f"fusing by {network.method} on {network.fuser.engine.description}")
+
+    def _say_once(self, text: str) -> None:
+        # The same backends are passed over for every network.
+        if text not in self._said:
+            self._said.add(text)
+            self.get_logger().info(text)
 
     def _subscribe(self, camera: _Camera) -> None:
         reliable = self._settings.qos == "reliable"
@@ -280,13 +288,13 @@ class FuseNode(LifecycleNode):
 
     def _load(self, parameters: Parameters) -> None:
         """Bring the pipeline's networks to these parameters; runs in the loader's thread."""
-        pipeline, log = self._pipeline, self.get_logger()
+        pipeline = self._pipeline
         if pipeline is None:
             return
         running = pipeline.network.method
         if parameters.method != running:
             try:
-                network = load_network(parameters, pipeline.rgb_size, log.info)
+                network = load_network(parameters, pipeline.rgb_size, self._say_once)
             except Exception as error:  # whatever a model file can do
                 self._monitor.fault(
                     "method_load_failed",
@@ -295,10 +303,10 @@ class FuseNode(LifecycleNode):
                 self._set_back_method(parameters.method, running)
             else:
                 pipeline.change(network=network)
-                log.info(f"fusing by {network.method} on {network.fuser.engine.description}")
+                self._say_what_runs()
         if parameters.detect and pipeline.detector is None:
             try:
-                pipeline.change(detector=load_detector(parameters, log.info))
+                pipeline.change(detector=load_detector(parameters, self._say_once))
             except Exception as error:  # as above
                 self._monitor.fault("detector_missing", f"fusing without a detector: {error}")
 
@@ -385,7 +393,7 @@ class FuseNode(LifecycleNode):
             thermal = None if job.thermal is None else images.thermal_array(job.thermal)
             visible = None if job.rgb is None else images.visible_bgr(job.rgb)
         fused = pipeline.fuse(thermal, visible)
-        header = (job.rgb or job.thermal).header
+        header = (job.thermal if job.rgb is None else job.rgb).header
         with monitor.timed("publish"):
             self._publish_image("fused/image", fused, header)
         # Nobody to see the boxes: no need to look for them.
@@ -445,8 +453,8 @@ class FuseNode(LifecycleNode):
             topic = self.resolve_topic_name(f"{camera.name}/image_raw")
             self._monitor.fault(
                 f"{camera.name}_silent",
-                f"no {camera.name} image for {now - camera.heard:.1f} s on {topic}, which has "
-                f"{self.count_publishers(topic)} publishers: start the camera or remap the topic",
+                f"no {camera.name} image for {now - camera.heard:.1f} s on {topic} (publishers: "
+                f"{self.count_publishers(topic)}): start the camera or remap the topic",
             )
         if len(silent) == 2:
             # Nothing comes that could be a better partner for what waits.

@@ -484,7 +484,7 @@ def test_switching_through_all_methods_under_load_loses_no_frame(bench):
     if len(methods) < 2:
         pytest.skip(f"needs two shipped methods to switch between, has {methods}")
     one = bench(method=methods[0]).start()
-    size, period, sent = (96, 64), 0.2, []
+    size, period, sent = (96, 64), 0.1, []
     thermal, visible = picture("mono8", 150, size), picture("bgr8", 90, size)
     stop = threading.Event()
 
