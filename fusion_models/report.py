@@ -1,0 +1,216 @@
+"""The evaluation as one HTML page: tables, and pictures side by side with a zoom."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import cv2
+import numpy as np
+
+from fusion_models.evaluation import METRICS, RULES, Pair, Row, SetResult
+
+ZOOM = 4
+"""The zoom shows this part of a picture's width, twice as wide as high."""
+CAPTION = ("VIF", "Qabf", "SCD", "AG")
+
+
+@dataclass(frozen=True)
+class Plate:
+    """The pictures of one pair.
+
+    Attributes:
+        pictures: JPEG files by title, thermal and visible first.
+        width, height: of each picture in pixels. zoom: `(x, y)`, top left of the region to enlarge.
+    """
+
+    set_name: str
+    stem: str
+    pictures: dict[str, bytes]
+    width: int
+    height: int
+    zoom: tuple[int, int]
+
+    @classmethod
+    def of(cls, set_name: str, pair: Pair, fused: Mapping[str, np.ndarray]) -> Plate:
+        """Pictures of a pair and its fused luminances, these with the colour of the visible image."""
+        images = {"thermal": pair.ir, "visible": pair.colour(pair.vi)}
+        images |= {name: pair.colour(image) for name, image in fused.items()}
+        height, width = pair.ir.shape
+        return cls(
+            set_name, pair.stem, {name: _jpeg(image) for name, image in images.items()},
+            width, height, _most_disputed(list(fused.values())),
+        )  # fmt: skip
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    full_chroma = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92, *full_chroma])[1].tobytes()
+
+
+def _most_disputed(images: list[np.ndarray]) -> tuple[int, int]:
+    """Top left of the zoom window in which the details of the images differ most."""
+    stack = np.stack(images).astype(np.float32)
+    detail = np.stack([image - cv2.GaussianBlur(image, (0, 0), 4) for image in stack])
+    height, width = stack[0].shape
+    size = (max(1, width // ZOOM), max(1, min(height, width // ZOOM // 2)))
+    differ = cv2.boxFilter(detail.std(0), -1, size, anchor=(0, 0))
+    differ = differ[: height - size[1] + 1, : width - size[0] + 1]
+    y, x = np.unravel_index(differ.argmax(), differ.shape)
+    return int(x), int(y)
+
+
+def write_report(
+    path: Path, head: Mapping, results: Iterable[SetResult], plates: Iterable[Plate]
+) -> None:
+    """Writes the page; nothing but this one file is needed to look at it."""
+    results, plates = list(results), list(plates)
+    sections = [_section(r, [p for p in plates if p.set_name == r.name]) for r in results]
+    links = " ".join(f'<a href="#{_id(r.name)}">{html.escape(r.name)}</a>' for r in results)
+    models = "".join(
+        f"<li><b>{html.escape(name)}</b> {html.escape(m['file'])}, sha256 {m['sha256'][:16]}, "
+        f"{html.escape(m['engine'])}</li>"
+        for name, m in head["models"].items()
+    )
+    facts = ", ".join(f"{key} {value}" for key, value in {**head["host"], **head["versions"]}.items())
+    page = Template(_PAGE).substitute(
+        links=links, sections="\n".join(sections), models=models, zoom=ZOOM,
+        command=html.escape(head["command"]), facts=html.escape(facts),
+    )  # fmt: skip
+    path.write_text(page)
+
+
+def _id(name: str) -> str:
+    return html.escape(name.replace("/", "-").replace(" ", "-"))
+
+
+def _section(result: SetResult, plates: list[Plate]) -> str:
+    scores = {row.method: row.scores for row in result.rows}
+    return (
+        f'<section id="{_id(result.name)}"><h2>{html.escape(result.name)}</h2>{_table(result)}'
+        + "".join(_plate(plate, scores) for plate in plates)
+        + "</section>"
+    )
+
+
+def _table(result: SetResult) -> str:
+    ranks = result.ranks()
+    methods = [row for row in result.rows if row.method not in RULES]
+    best = {name: sorted({_shown(row.mean[name]) for row in methods}, key=float)[::-1] for name in METRICS}
+
+    def cell(row: Row, name: str) -> str:
+        value = _shown(row.mean[name])
+        place = best[name].index(value) if row in methods else 9
+        return f"<td>{value}</td>" if place > 1 else f'<td class="place{place + 1}">{value}</td>'
+
+    head = "".join(f"<th>{name}</th>" for name in (*METRICS, "over", "dist", "rank"))
+    lines = []
+    for row in result.rows:
+        cells = "".join(cell(row, name) for name in METRICS)
+        exposed = 100 * row.mean["over_exposure"]
+        too_much = exposed > 100 * result.sources_over_exposure + 1
+        cells += f'<td{" class=bad" * too_much}>{exposed:.2f}</td>'
+        cells += f"<td>{row.nearest_source:.3f}</td><td>{ranks[row.method]:.1f}</td>"
+        kind = "rule" if row.method in RULES else "method"
+        lines.append(f'<tr class="{kind}"><th>{html.escape(row.method)}</th>{cells}</tr>')
+    return (
+        f"<p>{len(result.rows[0].scores)} pairs; share of over-exposed pixels in the sources "
+        f"{100 * result.sources_over_exposure:.2f} %</p>"
+        f"<div class=wide><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
+    )
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _plate(plate: Plate, scores: Mapping[str, Mapping]) -> str:
+    figures = []
+    for title, jpeg in plate.pictures.items():
+        text = ""
+        if title in scores:
+            figures_of = scores[title][plate.stem].as_dict()
+            text = ", ".join(f"{name} {figures_of[name]:.2f}" for name in CAPTION)
+        source = base64.b64encode(jpeg).decode()
+        figures.append(
+            f"<figure><figcaption><b>{html.escape(title)}</b> <small>{text}</small></figcaption>"
+            f'<div class=picture><img src="data:image/jpeg;base64,{source}" '
+            f'width={plate.width} height={plate.height} alt="{html.escape(title)}"><i></i></div>'
+            "<canvas></canvas></figure>"
+        )
+    x, y = plate.zoom
+    return (
+        f'<h3>{html.escape(plate.set_name)} / {html.escape(plate.stem)}</h3>'
+        f'<div class=plate data-x={x} data-y={y}>{"".join(figures)}</div>'
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>Fusion of thermal and visible images: evaluation</title>
+<style>
+body { margin: 0 auto; padding: 0 24px 48px; max-width: 1800px; background: #24262a; color: #ddd;
+       font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif }
+h1 { font-size: 24px } h2 { margin: 40px 0 0; font-size: 20px } h3 { margin: 28px 0 8px }
+a { color: #8ab4f8; margin-right: 12px } small, p, li { color: #aaa } code { color: #ddd }
+nav { position: sticky; top: 0; z-index: 2; padding: 8px 0; background: #24262a }
+section { scroll-margin-top: 32px }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: 3px 10px; text-align: right } tr > th:first-child { text-align: left }
+tr { border-bottom: 1px solid #3a3d42 } tr.rule { color: #999; font-style: italic }
+.place1 { color: #fff; font-weight: bold; background: #2f5d3a } .place2 { background: #2f3f35 }
+.bad { color: #ff8a80 }
+.plate { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px }
+@media (max-width: 1000px) { .plate { grid-template-columns: repeat(2, 1fr) } }
+figure { margin: 0 } figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
+.picture { position: relative; cursor: crosshair; overflow: hidden }
+.picture i { position: absolute; box-sizing: border-box; border: 1px solid #fc0; pointer-events: none }
+img { display: block; width: 100%; height: auto }
+canvas { display: block; width: 100%; aspect-ratio: 2; margin-top: 4px }
+</style>
+<h1>Fusion of thermal and visible images</h1>
+<p><code>$command</code><br>$facts</p><ul>$models</ul>
+<p>Mean over each set; for all metrics more is better, and none is a goal alone: the pixel-wise
+maximum wins VIF, Qabf and MI by copying. Best and second among the methods are marked.
+<b>over</b>: per cent of pixels over 245, red where that is one point above the sources.
+<b>dist</b>: mean absolute difference to the nearer source, small where it is copied.
+<b>rank</b>: mean rank over the metrics. Below each picture a part of it enlarged, at first where the
+methods differ most; the mouse over a picture moves it.</p>
+<nav>$links</nav>
+$sections
+<script>
+for (const plate of document.querySelectorAll(".plate")) {
+  const images = [...plate.querySelectorAll("img")];
+  const show = (x, y) => {
+    for (const image of images) {
+      const w = image.naturalWidth / $zoom, h = Math.min(w / 2, image.naturalHeight);
+      const left = Math.max(0, Math.min(x, image.naturalWidth - w));
+      const top = Math.max(0, Math.min(y, image.naturalHeight - h));
+      const canvas = image.closest("figure").querySelector("canvas");
+      canvas.width = canvas.clientWidth * devicePixelRatio;
+      canvas.height = canvas.width / 2;
+      canvas.getContext("2d").drawImage(image, left, top, w, h, 0, 0, canvas.width, canvas.height);
+      const percent = (part, whole) => 100 * part / whole + "%";
+      Object.assign(image.nextSibling.style, {
+        left: percent(left, image.naturalWidth), top: percent(top, image.naturalHeight),
+        width: percent(w, image.naturalWidth), height: percent(h, image.naturalHeight) });
+    }
+  };
+  const start = () => show(+plate.dataset.x, +plate.dataset.y);
+  Promise.all(images.map(image => image.decode())).then(start);
+  addEventListener("resize", start);
+  plate.addEventListener("mousemove", event => {
+    if (event.target.tagName != "IMG") return;
+    const scale = event.target.naturalWidth / event.target.clientWidth;
+    const w = event.target.naturalWidth / $zoom;
+    show(event.offsetX * scale - w / 2, event.offsetY * scale - w / 4);
+  });
+}
+</script>
+</html>
+"""

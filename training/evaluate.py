@@ -1,0 +1,222 @@
+"""Measures fusion methods side by side: a table, a JSON and a report with pictures.
+
+    python training/evaluate.py                                 # all shipped methods, all test sets
+    python training/evaluate.py methods=baffm,cfi sets=tno/test data=../shared/data
+    python training/evaluate.py methods=mine:runs/x/baffm.onnx peer=SeAFusion:../fused/SeAFusion
+    python training/evaluate.py cards=true                      # and write the means into the cards
+
+The pixel-wise average and maximum are always among the rows. A network runs as on the robot:
+padded by reflection, its output clipped and rounded to 8 bit, never stretched.
+
+Settings as `key=value`:
+    methods   shipped methods, ONNX files, or NAME:FILE for both, comma separated; `methods=` is none
+    sets      comma separated, such as tno/test,roadscene/test; default all below data but `train`
+    data      folder of sets; 'auto' tries $FUSION_DATA, data, ../shared/data
+    peer      NAME:DIR of fused images as one more row, DIR/<stem>.png or DIR/<set>/<stem>.png;
+              several comma separated; in sets whose stems it lacks it is left out
+    limit     pairs of each set, evenly spaced (0: all)
+    pictures  pairs of each set in the report
+    backend, precision, threads   of the networks, as the node's parameters
+    cards     write the mean metrics into <method>.json and the ONNX file's metadata
+    output    folder of evaluation.json and report.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from fusion_models.data import DataError
+from fusion_models.evaluation import (
+    METRICS, RULES, Fuse, FusedFolder, Pair, PairSet, SetResult, evaluate_set, find_sets, spaced,
+    write_json,
+)  # fmt: skip
+from fusion_models.report import Plate, write_report
+from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.trainer import source_commit
+from fusion_ros.fuser import Fuser
+from fusion_ros.inference import EngineError, load_engine
+from fusion_ros.models import list_methods, model_path
+
+DEFAULTS = {
+    "methods": "shipped", "sets": "", "data": "auto", "peer": "", "limit": 0, "pictures": 4,
+    "backend": "onnxruntime", "precision": "fp32", "threads": 0, "cards": False,
+    "output": "runs/evaluation",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """An exported network as a method under evaluation."""
+
+    onnx: Path
+    fuser: Fuser
+
+    def __call__(self, pair: Pair) -> np.ndarray:
+        ir, vi = (image.astype(np.float32) / 255 for image in (pair.ir, pair.vi))
+        return np.rint(self.fuser.fuse_luminance(ir, vi).clip(0, 1) * 255).astype(np.uint8)
+
+    def as_dict(self) -> dict[str, str]:
+        digest = hashlib.sha256(self.onnx.read_bytes()).hexdigest()
+        return {
+            "file": self.onnx.name, "sha256": digest, "engine": self.fuser.engine.description,
+        }  # fmt: skip
+
+
+def named(text: str) -> list[tuple[str, str]]:
+    """`NAME:VALUE,VALUE` as pairs; a value without a name is named after its stem."""
+    parts = [part.rpartition(":") for part in text.split(",") if part]
+    return [(name or Path(value).name.removesuffix(".onnx"), value) for name, _, value in parts]
+
+
+def load_networks(methods: str, backend: str, precision: str, threads: int) -> dict[str, Network]:
+    networks = {}
+    for name, value in named(",".join(list_methods()) if methods == "shipped" else methods):
+        if name in networks or name in RULES:
+            raise ConfigError(f"two rows named '{name}': name one otherwise, methods=NAME:FILE")
+        onnx = model_path(value)
+        engine = load_engine(onnx, backend, precision=precision, threads=threads)
+        print(f"{name}: {engine.description}")
+        networks[name] = Network(onnx, Fuser(engine))
+    return networks
+
+
+def peers_of(pair_set: PairSet, peers: dict[str, Path]) -> dict[str, Fuse]:
+    """The peers that have fused images of all pairs of a set; says so where some are missing."""
+    fitting = {}
+    for name, folder in peers.items():
+        peer = FusedFolder(folder, pair_set)
+        if not peer.missing:
+            fitting[name] = peer
+        elif len(peer.missing) < len(pair_set.stems):
+            count = f"{len(peer.missing)} of {len(pair_set.stems)}"
+            print(f"{pair_set.name} without {name}: {count} missing, say {peer.missing[0]}")
+    return fitting
+
+
+def find_data(data: str) -> Path:
+    if data != "auto":
+        return Path(data)
+    tried = [p for p in (os.environ.get("FUSION_DATA"), "data", "../shared/data") if p]
+    for place in map(Path, tried):
+        if place.is_dir():
+            return place
+    raise DataError(f"no data in {', '.join(tried)}; give data=<folder of sets>")
+
+
+def host() -> dict:
+    """What the figures were computed on; no names of persons or machines."""
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [s.partition(":")[2].strip() for s in info.read_text().splitlines() if "model name" in s]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0))
+    return {"cpu": model, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__,
+        "onnxruntime": version("onnxruntime"), "commit": source_commit(),
+    }  # fmt: skip
+
+
+def write_cards(networks: dict[str, Network], results: list[SetResult]) -> None:
+    """Means by set and metric into the card and the metadata of each network."""
+    import onnx
+
+    for name, network in networks.items():
+        means = {
+            result.name: {metric: round(row.mean[metric], 5) for metric in METRICS}
+            for result in results for row in result.rows if row.method == name
+        }  # fmt: skip
+        card = network.onnx.with_name(f"{network.onnx.stem}.json")
+        card.write_text(json.dumps({**json.loads(card.read_text()), "metrics": means}, indent=2) + "\n")
+        for path in (network.onnx, network.onnx.with_suffix(".fp16.onnx")):
+            if path.is_file():
+                model = onnx.load(path)
+                kept = {p.key: p.value for p in model.metadata_props}
+                onnx.helper.set_model_props(model, {**kept, "metrics": json.dumps(means)})
+                onnx.save(model, path)
+
+
+def evaluate_with_pictures(
+    pair_set: PairSet, methods: dict[str, Fuse], count: int
+) -> tuple[SetResult, list[Plate]]:
+    """The figures of a set, and the pictures of `count` of its pairs, evenly spaced."""
+    stems = pair_set.stems
+    shown = {stems[i] for i in spaced(len(stems), count)} if count else set()
+    plates = []
+    with tqdm(total=len(stems), desc=pair_set.name, leave=False) as bar:
+
+        def each(pair: Pair, fused: dict[str, np.ndarray]) -> None:
+            bar.update()
+            if pair.stem in shown:
+                plates.append(Plate.of(pair_set.name, pair, fused))
+
+        return evaluate_set(pair_set, methods, each), plates
+
+
+def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        config = merge_settings(DEFAULTS, arguments)
+        sets = find_sets(
+            find_data(config.data), [s for s in config.sets.split(",") if s], config.limit
+        )
+        networks = load_networks(
+            config.methods, config.backend, config.precision, config.threads
+        )
+        peers = {name: Path(folder) for name, folder in named(config.peer)}
+        if both := sorted({*networks, *RULES} & set(peers)):
+            raise ConfigError(f"two rows named '{both[0]}': name the peer otherwise")
+        if config.cards and config.limit:
+            raise ConfigError("cards=true needs whole sets: leave limit out")
+        rows = [{**networks, **peers_of(pair_set, peers)} for pair_set in sets]
+        for name in peers:
+            if not any(name in methods for methods in rows):
+                raise ConfigError(
+                    f"peer {name}: {peers[name]} has the images of no set; expected "
+                    f"{peers[name]}/<stem>.png or {peers[name]}/<set>/<stem>.png for all its pairs"
+                )
+        output = Path(config.output)
+        output.mkdir(parents=True, exist_ok=True)
+        results, plates = [], []
+        for pair_set, methods in zip(sets, rows):
+            result, pictures = evaluate_with_pictures(pair_set, methods, config.pictures)
+            print(result.as_markdown() + "\n", flush=True)
+            results.append(result)
+            plates += pictures
+    except (ValueError, EngineError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    if config.cards:
+        write_cards(networks, results)
+    head = {
+        "command": shlex.join(["python", "training/evaluate.py", *arguments]),
+        "host": host(),
+        "versions": versions(),
+        "models": {name: network.as_dict() for name, network in networks.items()},
+    }
+    write_json(output / "evaluation.json", head, results)
+    write_report(output / "report.html", head, results, plates)
+    print(f"{output / 'evaluation.json'}, {output / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
