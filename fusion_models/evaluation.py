@@ -212,7 +212,7 @@ def evaluate_set(
     """Fuses and measures every pair of a set with every method.
 
     Args:
-        methods: by name, in the order of the table; the rules of the pixel come first by themselves.
+        methods: by name, in the order of the table; the pixel-wise `RULES` are put before them.
         each: called after each pair with the fused luminances by method, say to keep some.
     Raises:
         DataError: a pair that cannot be read or measured, or fused images of another size.
@@ -236,21 +236,20 @@ def evaluate_set(
 def find_sets(data: Path, names: Iterable[str] = (), limit: int = 0) -> list[PairSet]:
     """Sets below a folder: those named, or all that are not for training.
 
-    A set is a folder with `ir/` and `vi/`: the folder itself, or up to two below it. Its name is its
-    path from `data`, such as `tno/test`.
+    A set is a folder with `ir/` and `vi/`: the folder itself, or one up to two levels below it. Its
+    name is its path from `data`, such as `tno/test`.
 
     Raises:
         DataError: no set there, or none of a given name; the message lists what there is.
     """
-    found = {}
-    for pattern in (".", "*", "*/*"):
-        for folder in sorted(data.glob(pattern)) if pattern != "." else [data]:
-            if (folder / "ir").is_dir() and (folder / "vi").is_dir():
-                name = folder.relative_to(data).as_posix() if folder != data else data.name
-                found[name] = folder
+    folders = [data, *sorted(data.glob("*")), *sorted(data.glob("*/*"))]
+    found = {
+        data.resolve().name if folder == data else folder.relative_to(data).as_posix(): folder
+        for folder in folders if (folder / "ir").is_dir() and (folder / "vi").is_dir()
+    }  # fmt: skip
     if not found:
         raise DataError(f"{data}: no sets; expected {data}/<set>/<split>/ir and .../vi")
-    names = list(names) or [name for name in found if Path(name).name != "train"]
+    names = list(names) or [name for name in found if not name.endswith("/train")] or list(found)
     if unknown := [name for name in names if name not in found]:
         raise DataError(f"no set {', '.join(unknown)} in {data}; there are {', '.join(found)}")
     return [PairSet.at(name, found[name], limit) for name in names]

@@ -16,6 +16,7 @@ from fusion_models.evaluation import METRICS, RULES, Pair, Row, SetResult
 
 ZOOM = 4
 """The zoom shows this part of a picture's width, twice as wide as high."""
+MOST_COLUMNS = 5
 CAPTION = ("VIF", "Qabf", "SCD", "AG")
 
 
@@ -37,13 +38,14 @@ class Plate:
 
     @classmethod
     def of(cls, set_name: str, pair: Pair, fused: Mapping[str, np.ndarray]) -> Plate:
-        """Pictures of a pair and its fused luminances, these with the colour of the visible image."""
+        """Pictures of a pair and its fused luminances, in the colours of the visible image."""
         images = {"thermal": pair.ir, "visible": pair.colour(pair.vi)}
         images |= {name: pair.colour(image) for name, image in fused.items()}
         height, width = pair.ir.shape
+        methods = [image for name, image in fused.items() if name not in RULES]
         return cls(
             set_name, pair.stem, {name: _jpeg(image) for name, image in images.items()},
-            width, height, _most_disputed(list(fused.values())),
+            width, height, _most_disputed(methods if len(methods) > 1 else list(fused.values())),
         )  # fmt: skip
 
 
@@ -76,7 +78,7 @@ def write_report(
         f"{html.escape(m['engine'])}</li>"
         for name, m in head["models"].items()
     )
-    facts = ", ".join(f"{key} {value}" for key, value in {**head["host"], **head["versions"]}.items())
+    facts = ", ".join(f"{k} {value}" for k, value in {**head["host"], **head["versions"]}.items())
     page = Template(_PAGE).substitute(
         links=links, sections="\n".join(sections), models=models, zoom=ZOOM,
         command=html.escape(head["command"]), facts=html.escape(facts),
@@ -100,7 +102,10 @@ def _section(result: SetResult, plates: list[Plate]) -> str:
 def _table(result: SetResult) -> str:
     ranks = result.ranks()
     methods = [row for row in result.rows if row.method not in RULES]
-    best = {name: sorted({_shown(row.mean[name]) for row in methods}, key=float)[::-1] for name in METRICS}
+    best = {
+        name: sorted({_shown(row.mean[name]) for row in methods}, key=float, reverse=True)
+        for name in METRICS
+    }
 
     def cell(row: Row, name: str) -> str:
         value = _shown(row.mean[name])
@@ -143,9 +148,12 @@ def _plate(plate: Plate, scores: Mapping[str, Mapping]) -> str:
             "<canvas></canvas></figure>"
         )
     x, y = plate.zoom
+    rows = -(-len(figures) // MOST_COLUMNS)
+    columns = -(-len(figures) // rows)
     return (
         f'<h3>{html.escape(plate.set_name)} / {html.escape(plate.stem)}</h3>'
-        f'<div class=plate data-x={x} data-y={y}>{"".join(figures)}</div>'
+        f'<div class=plate style="--columns: {columns}" data-x={x} data-y={y}>'
+        f'{"".join(figures)}</div>'
     )
 
 
@@ -165,11 +173,12 @@ td, th { padding: 3px 10px; text-align: right } tr > th:first-child { text-align
 tr { border-bottom: 1px solid #3a3d42 } tr.rule { color: #999; font-style: italic }
 .place1 { color: #fff; font-weight: bold; background: #2f5d3a } .place2 { background: #2f3f35 }
 .bad { color: #ff8a80 }
-.plate { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px }
+.plate { display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: 12px }
 @media (max-width: 1000px) { .plate { grid-template-columns: repeat(2, 1fr) } }
 figure { margin: 0 } figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
 .picture { position: relative; cursor: crosshair; overflow: hidden }
-.picture i { position: absolute; box-sizing: border-box; border: 1px solid #fc0; pointer-events: none }
+.picture i { position: absolute; box-sizing: border-box; border: 1px solid #fc0;
+             pointer-events: none }
 img { display: block; width: 100%; height: auto }
 canvas { display: block; width: 100%; aspect-ratio: 2; margin-top: 4px }
 </style>
@@ -179,8 +188,8 @@ canvas { display: block; width: 100%; aspect-ratio: 2; margin-top: 4px }
 maximum wins VIF, Qabf and MI by copying. Best and second among the methods are marked.
 <b>over</b>: per cent of pixels over 245, red where that is one point above the sources.
 <b>dist</b>: mean absolute difference to the nearer source, small where it is copied.
-<b>rank</b>: mean rank over the metrics. Below each picture a part of it enlarged, at first where the
-methods differ most; the mouse over a picture moves it.</p>
+<b>rank</b>: mean rank over the metrics. Below each picture a part of it enlarged, at first where
+the methods differ most; the mouse over a picture moves it.</p>
 <nav>$links</nav>
 $sections
 <script>

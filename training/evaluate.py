@@ -9,7 +9,7 @@ The pixel-wise average and maximum are always among the rows. A network runs as 
 padded by reflection, its output clipped and rounded to 8 bit, never stretched.
 
 Settings as `key=value`:
-    methods   shipped methods, ONNX files, or NAME:FILE for both, comma separated; `methods=` is none
+    methods   shipped methods or ONNX files, each also as NAME:FILE, comma separated; '' is none
     sets      comma separated, such as tno/test,roadscene/test; default all below data but `train`
     data      folder of sets; 'auto' tries $FUSION_DATA, data, ../shared/data
     peer      NAME:DIR of fused images as one more row, DIR/<stem>.png or DIR/<set>/<stem>.png;
@@ -47,6 +47,7 @@ from fusion_models.settings import ConfigError, merge_settings
 from fusion_models.trainer import source_commit
 from fusion_ros.fuser import Fuser
 from fusion_ros.inference import EngineError, load_engine
+from fusion_ros.inference.engine import fp16_sibling
 from fusion_ros.models import list_methods, model_path
 
 DEFAULTS = {
@@ -67,11 +68,17 @@ class Network:
         ir, vi = (image.astype(np.float32) / 255 for image in (pair.ir, pair.vi))
         return np.rint(self.fuser.fuse_luminance(ir, vi).clip(0, 1) * 255).astype(np.uint8)
 
+    @property
+    def card(self) -> Path:
+        """The model card, `<method>.json` beside the ONNX file."""
+        return self.onnx.with_suffix(".json")
+
     def as_dict(self) -> dict[str, str]:
-        digest = hashlib.sha256(self.onnx.read_bytes()).hexdigest()
-        return {
-            "file": self.onnx.name, "sha256": digest, "engine": self.fuser.engine.description,
-        }  # fmt: skip
+        """What the JSON says of it: the file that really ran, its sha256 and the engine."""
+        engine = self.fuser.engine
+        file = fp16_sibling(self.onnx) if engine.precision == "fp16" else self.onnx
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        return {"file": file.name, "sha256": digest, "engine": engine.description}
 
 
 def named(text: str) -> list[tuple[str, str]]:
@@ -81,6 +88,7 @@ def named(text: str) -> list[tuple[str, str]]:
 
 
 def load_networks(methods: str, backend: str, precision: str, threads: int) -> dict[str, Network]:
+    """The networks of the setting `methods` by row name; prints what runs each."""
     networks = {}
     for name, value in named(",".join(list_methods()) if methods == "shipped" else methods):
         if name in networks or name in RULES:
@@ -120,8 +128,8 @@ def host() -> dict:
     model = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [s.partition(":")[2].strip() for s in info.read_text().splitlines() if "model name" in s]
-        model = names[0] if names else model
+        lines = [s for s in info.read_text().splitlines() if s.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
     cores = len(os.sched_getaffinity(0))
     return {"cpu": model, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
 
@@ -142,9 +150,9 @@ def write_cards(networks: dict[str, Network], results: list[SetResult]) -> None:
             result.name: {metric: round(row.mean[metric], 5) for metric in METRICS}
             for result in results for row in result.rows if row.method == name
         }  # fmt: skip
-        card = network.onnx.with_name(f"{network.onnx.stem}.json")
-        card.write_text(json.dumps({**json.loads(card.read_text()), "metrics": means}, indent=2) + "\n")
-        for path in (network.onnx, network.onnx.with_suffix(".fp16.onnx")):
+        card = {**json.loads(network.card.read_text()), "metrics": means}
+        network.card.write_text(json.dumps(card, indent=2) + "\n")
+        for path in (network.onnx, fp16_sibling(network.onnx)):
             if path.is_file():
                 model = onnx.load(path)
                 kept = {p.key: p.value for p in model.metadata_props}
@@ -184,8 +192,11 @@ def main(arguments: list[str]) -> int:
         peers = {name: Path(folder) for name, folder in named(config.peer)}
         if both := sorted({*networks, *RULES} & set(peers)):
             raise ConfigError(f"two rows named '{both[0]}': name the peer otherwise")
-        if config.cards and config.limit:
-            raise ConfigError("cards=true needs whole sets: leave limit out")
+        if config.cards:
+            if config.limit:
+                raise ConfigError("cards=true needs whole sets: leave limit out")
+            if missing := [str(n.card) for n in networks.values() if not n.card.is_file()]:
+                raise ConfigError(f"cards=true needs the model cards {', '.join(missing)}")
         rows = [{**networks, **peers_of(pair_set, peers)} for pair_set in sets]
         for name in peers:
             if not any(name in methods for methods in rows):
