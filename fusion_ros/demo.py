@@ -68,6 +68,14 @@ class Plan:
     def duration_s(self) -> float:
         return self.pairs / self.rate
 
+    def gain(self) -> dict[str, float]:
+        """Gain control, which counts in frames, as fast as it is at 30 per second."""
+        frames = 30 / self.rate
+        return {
+            "smoothing": Parameters.gain_smoothing**frames,
+            "max_step": min(Parameters.gain_max_step * frames, 255.0),
+        }
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the demonstration; 0 if it went well, 2 for arguments that cannot be used."""
@@ -163,7 +171,8 @@ def _plan(options: argparse.Namespace, parameters: Parameters) -> Plan:
         spent = found_s + _seconds(lambda: network.fuser.warmup(size))
         if spent * enough <= SHARE:
             break
-    rate = options.rate or min(SHARE / spent, MOST_PER_S)
+    # No slower than that, on a machine busy with other work either: it displaces frames then.
+    rate = options.rate or min(max(SHARE / spent, enough), MOST_PER_S)
     tour = 0 if options.data else math.ceil(rate * TOUR_STOP_S * len(CONDITIONS))
     plan = Plan(
         None if options.data and not options.width else size,
@@ -172,7 +181,8 @@ def _plan(options: argparse.Namespace, parameters: Parameters) -> Plan:
     )
     print(
         f"{network.method} and the detector take {1e3 * spent:.0f} ms at {size[0]}x{size[1]} here: "
-        f"{plan.pairs} pairs at {rate:.1f} per second, {plan.duration_s:.0f} s",
+        f"{plan.pairs} pairs at {rate:.1f} per second, {plan.duration_s:.0f} s"
+        + (", too many to follow" if spent * rate > 1 else ""),
         flush=True,
     )
     return plan
@@ -237,10 +247,12 @@ def _camera(name: str, options: argparse.Namespace, plan: Plan, logs: Path, star
         values |= {"source": "files", "path": f"'{options.data.resolve()}'"}
     if plan.size and (options.data or name == "rgb"):
         values |= {"width": plan.size[0], "height": plan.size[1]}
-    arguments = [part for key, value in values.items() for part in ("-p", f"{key}:={value}")]
-    return Child(
-        f"{name}_camera", "fusion_ros.cameras.camera_node", logs, "-r", f"__ns:=/{name}", *arguments
-    )
+    arguments = ["-r", f"__ns:=/{name}", *_ros_arguments(values)]
+    return Child(f"{name}_camera", "fusion_ros.cameras.camera_node", logs, *arguments)
+
+
+def _ros_arguments(parameters: dict[str, object]) -> list[str]:
+    return [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
 
 
 # --- What came of it ------------------------------------------------------------------------------
@@ -264,7 +276,7 @@ class Recorder(Node):
         self.status_at = 0.0
         self.codec = ""
         self._output, self._plan, self._scene = output, plan, scene
-        self._gain = GainControl()
+        self._gain = GainControl(**plan.gain())
         self._thermal: OrderedDict[int, np.ndarray] = OrderedDict()
         self._rgb: OrderedDict[int, np.ndarray] = OrderedDict()
         self._stills: list[Still] = []
@@ -509,11 +521,12 @@ def _run(options: argparse.Namespace, parameters: Parameters) -> Summary:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     children: list[Child] = []
     try:
-        timeout = max(Parameters.camera_timeout, 3 / plan.rate)
-        arguments = ["-p", f"method:='{options.method}'", "-p", f"camera_timeout:={timeout}"]
+        values = {f"gain_{name}": value for name, value in plan.gain().items()}
+        values["method"] = f"'{options.method}'"
+        values["camera_timeout"] = max(Parameters.camera_timeout, 3 / plan.rate)
         if options.detector:
-            arguments += ["-p", f"detector:='{Path(options.detector).resolve()}'"]
-        fusion = Child("fuse_node", "fusion_ros.fuse_node", logs, *arguments)
+            values["detector"] = f"'{Path(options.detector).resolve()}'"
+        fusion = Child("fuse_node", "fusion_ros.fuse_node", logs, *_ros_arguments(values))
         children.append(fusion)
         recorder = Recorder(output, plan, scene=None if options.data else "tour")
         while not recorder.status:
