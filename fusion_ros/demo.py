@@ -388,7 +388,8 @@ class Recorder(Node):
         status = self.status
         width, height = map(int, status["size"].split("x"))
         streams = {
-            name: {key: self._count(f"{name}_{key}") for key in STREAM} for name in ("thermal", "rgb")
+            name: {key: self._count(f"{name}_{key}") for key in STREAM}
+            for name in ("thermal", "rgb")
         }
         rgb = streams["rgb"]
         return Summary(

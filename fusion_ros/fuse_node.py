@@ -19,6 +19,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -40,7 +41,7 @@ from fusion_ros.inference import EngineError
 from fusion_ros.monitor import Monitor
 from fusion_ros.pairing import Pair, Pairer, PairingCounts
 from fusion_ros.parameters import ParameterError, Parameters
-from fusion_ros.pipeline import Intrinsics, Pipeline, load_detector, load_network
+from fusion_ros.pipeline import Intrinsics, Network, Pipeline, load_detector, load_network
 from fusion_ros.worker import Worker
 
 _QUEUE = 10
@@ -52,11 +53,17 @@ _ODD_LATENCY_MS = 10_000.0
 
 @dataclass
 class _Camera:
-    """One input, and what is known of it. `heard` is the monotonic time of its latest image."""
+    """One input, and what is known of it.
+
+    heard: monotonic time of its latest image, s; overdue, silent: for longer than the timeout it
+    sent nothing at the latest check, and at the one before as well.
+    """
 
     name: str
     add: Callable[[int, Image], list[Pair]]
     heard: float
+    overdue: bool = False
+    silent: bool = False
     stamp_ns: int | None = None
     info: Intrinsics | None = None
     has_info: threading.Event = field(default_factory=threading.Event)
@@ -105,8 +112,9 @@ class FuseNode(LifecycleNode):
         try:
             self._configure()
         except Exception as error:  # rclpy would swallow what is not expected
-            kind = "" if isinstance(error, (EngineError, ValueError)) else f"{type(error).__name__}: "
-            self.get_logger().error(f"not configured: {kind}{error}")
+            expected = isinstance(error, (EngineError, ValueError))
+            text = str(error) if expected else f"{type(error).__name__}: {error}"
+            self.get_logger().error(f"not configured: {text}")
             self._release()
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
@@ -159,20 +167,20 @@ class FuseNode(LifecycleNode):
                     raise
                 self._monitor.fault("detector_missing", f"fusing without a detector: {error}")
         self._loader = Worker(self._load, "loader")
-        for topic in ("fused/image", "fused/image_annotated"):
-            self._publishers_of[topic] = self.create_lifecycle_publisher(Image, topic, _QUEUE)
-        self._publish_detections()
-        # Alive in every state, so not a lifecycle publisher.
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", _QUEUE)
-        self._messages = {topic: Image() for topic in self._publishers_of}
+        self._messages = {topic: Image() for topic in ("fused/image", "fused/image_annotated")}
+        for topic in self._messages:
+            self._advertise(Image, topic)
+        self._advertise(DiagnosticArray, "/diagnostics")
+        self._advertise_detections()
 
-    def _publish_detections(self) -> None:
+    def _advertise(self, kind: type, topic: str) -> None:
+        self._publishers_of[topic] = self.create_lifecycle_publisher(kind, topic, _QUEUE)
+
+    def _advertise_detections(self) -> None:
         try:
             from vision_msgs.msg import Detection2DArray
 
-            self._publishers_of["detections"] = self.create_lifecycle_publisher(
-                Detection2DArray, "detections", _QUEUE
-            )
+            self._advertise(Detection2DArray, "detections")
         except Exception as error:  # not installed, or built for another rclpy
             self.get_logger().warning(
                 f"publishing no detections, since vision_msgs cannot be used ({error}): "
@@ -187,14 +195,17 @@ class FuseNode(LifecycleNode):
         self._worker = Worker(self._process, "fusion")
         self._subscribe(self._thermal)
         self._subscribe(self._rgb)
-        timers = [self.create_timer(1.0, self._on_second)]
-        if self._settings.log_period:
-            timers.append(self.create_timer(self._settings.log_period, self._log_rate))
-        self._entities += [(self.destroy_timer, timer) for timer in timers]
-        self._say_what_runs()
+        # A bag that pauses stops the node's clock, and is to be noticed.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        log_period = self._settings.log_period
+        every = ((0.2, self._watch), (1.0, self._on_second), (log_period, self._log_rate))
+        for period, callback in every:
+            if period:
+                timer = self.create_timer(period, callback, clock=steady)
+                self._entities.append((self.destroy_timer, timer))
+        self._say_what_runs(self._pipeline.network)
 
-    def _say_what_runs(self) -> None:
-        network = self._pipeline.network
+    def _say_what_runs(self, network: Network) -> None:
         self.get_logger().info(f"fusing by {network.method} on {network.fuser.engine.description}")
 
     def _say_once(self, text: str) -> None:
@@ -237,8 +248,6 @@ class FuseNode(LifecycleNode):
             self._loader = None
         for publisher in self._publishers_of.values():
             self.destroy_lifecycle_publisher(publisher)
-        if self._publishers_of:
-            self.destroy_publisher(self._diagnostics)
         self._publishers_of = {}
         if self._pipeline is not None:
             self._pipeline.close()
@@ -298,12 +307,12 @@ class FuseNode(LifecycleNode):
             except Exception as error:  # whatever a model file can do
                 self._monitor.fault(
                     "method_load_failed",
-                    f"still fusing by {running}, since {parameters.method} cannot be loaded: {error}",
+                    f"still fusing by {running}: {parameters.method} cannot be loaded: {error}",
                 )
                 self._set_back_method(parameters.method, running)
             else:
                 pipeline.change(network=network)
-                self._say_what_runs()
+                self._say_what_runs(network)
         if parameters.detect and pipeline.detector is None:
             try:
                 pipeline.change(detector=load_detector(parameters, self._say_once))
@@ -322,8 +331,8 @@ class FuseNode(LifecycleNode):
     # --- Input --------------------------------------------------------------------------------
 
     def _on_image(self, camera: _Camera, msg: Image) -> None:
-        now = time.monotonic()
-        camera.heard = now
+        camera.heard = time.monotonic()
+        camera.overdue = camera.silent = False
         stamp_ns = Time.from_msg(msg.header.stamp).nanoseconds
         if not stamp_ns:
             self._monitor.fault(
@@ -337,18 +346,13 @@ class FuseNode(LifecycleNode):
             self._monitor.fault(f"{camera.name}_unreadable", f"{camera.name} camera: {error}")
             return
         camera.stamp_ns = stamp_ns
-        if self._is_alone(camera, now):
+        other = self._rgb if camera is self._thermal else self._thermal
+        if other.silent and self._settings.dropout_policy != "wait":
             self._monitor.count(f"{camera.name}_alone")
             thermal = camera is self._thermal
             self._submit(msg if thermal else None, None if thermal else msg)
         else:
             self._submit_pairs(camera.add(stamp_ns, msg))
-
-    def _is_alone(self, camera: _Camera, now: float) -> bool:
-        """Whether the camera's images are to go on without the other's."""
-        other = self._rgb if camera is self._thermal else self._thermal
-        p = self._settings
-        return p.dropout_policy != "wait" and now - other.heard > p.camera_timeout
 
     def _submit_pairs(self, pairs: list[Pair]) -> None:
         for pair in pairs:
@@ -397,7 +401,8 @@ class FuseNode(LifecycleNode):
         with monitor.timed("publish"):
             self._publish_image("fused/image", fused, header)
         # Nobody to see the boxes: no need to look for them.
-        if pipeline.detects and (self._wanted("detections") or self._wanted("fused/image_annotated")):
+        looked_at = self._wanted("detections") or self._wanted("fused/image_annotated")
+        if looked_at and pipeline.detects:
             found = self._detect(fused)
             monitor.count("detections", len(found))
         else:
@@ -443,28 +448,38 @@ class FuseNode(LifecycleNode):
             message = images.fill(self._messages[topic], pixels, "bgr8", header)
             self._publishers_of[topic].publish(message)
 
-    # --- Every second ---------------------------------------------------------------------------
+    # --- Regularly ------------------------------------------------------------------------------
 
-    def _on_second(self) -> None:
+    def _watch(self) -> None:
+        """Find cameras that are silent."""
+        cameras = (self._thermal, self._rgb)
+        waited_for = not all(camera.silent for camera in cameras)
         now = time.monotonic()
-        timeout = self._settings.camera_timeout
-        silent = [c for c in (self._thermal, self._rgb) if now - c.heard > timeout]
-        for camera in silent:
-            topic = self.resolve_topic_name(f"{camera.name}/image_raw")
-            self._monitor.fault(
-                f"{camera.name}_silent",
-                f"no {camera.name} image for {now - camera.heard:.1f} s on {topic} (publishers: "
-                f"{self.count_publishers(topic)}): start the camera or remap the topic",
-            )
-        if len(silent) == 2:
+        for camera in cameras:
+            overdue = now - camera.heard > self._settings.camera_timeout
+            # Seen twice: after a pause of this whole process, images may wait to be taken in.
+            camera.silent = overdue and camera.overdue
+            camera.overdue = overdue
+        if waited_for and all(camera.silent for camera in cameras):
             # Nothing comes that could be a better partner for what waits.
             self._submit_pairs(self._pairer.flush())
+
+    def _on_second(self) -> None:
+        for camera in (self._thermal, self._rgb):
+            if camera.silent:
+                topic = self.resolve_topic_name(f"{camera.name}/image_raw")
+                self._monitor.fault(
+                    f"{camera.name}_silent",
+                    f"no {camera.name} image for {time.monotonic() - camera.heard:.1f} s on "
+                    f"{topic} (publishers: {self.count_publishers(topic)}): start the camera or "
+                    "remap the topic",
+                )
         counts = self._pairer.counts
         if counts.resets > self._resets:
             self._monitor.fault("time_jump", "stamps jumped back: pairing began anew")
             self._resets = counts.resets
         self._check_pairing(counts)
-        self._diagnostics.publish(self._report(counts))
+        self._publishers_of["/diagnostics"].publish(self._report(counts))
 
     def _check_pairing(self, counts: PairingCounts) -> None:
         """Say so when both cameras send, but none of their images belong together."""

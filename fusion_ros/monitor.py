@@ -1,4 +1,4 @@
-"""What the node knows of its own work: counters, frames per second, latency, stage times, faults."""
+"""What the node knows of its own work: counters, rate, latency, stage times and faults."""
 
 from __future__ import annotations
 

@@ -286,7 +286,8 @@ def markdown_table() -> str:
         rows.append(
             f"| {name} | `{default}` | {_allowed(field.name, spec)} | {spec.description} |"
         )
-    return "\n".join([*rows, "", "\\* read when the node configures; the others change while it runs"])
+    note = "\\* read when the node configures; the others change while it runs"
+    return "\n".join([*rows, "", note])
 
 
 def _allowed(name: str, spec: Spec) -> str:

@@ -268,7 +268,11 @@ def test_a_model_that_is_none_leaves_the_node_unconfigured_and_able_to_try_again
 
 @pytest.mark.parametrize(
     ("override", "says"),
-    [("method:=nonsense", "choose one of"), ("tolerance:=-3.0", "tolerance"), ("qos:=5", "reliable")],
+    [
+        ("method:=nonsense", "choose one of"),
+        ("tolerance:=-3.0", "tolerance"),
+        ("qos:=5", "reliable"),
+    ],
 )
 def test_a_wrong_parameter_ends_the_process_with_one_line_that_names_the_choices(override, says):
     run = subprocess.run(
@@ -449,7 +453,7 @@ def test_a_detector_that_was_named_must_be_there(bench):
     assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
 
 
-# --- Changes while it runs -------------------------------------------------------------------------
+# --- Changes while it runs ------------------------------------------------------------------------
 
 
 def test_parameters_that_cannot_be_used_or_changed_now_are_refused_with_the_reason(bench):
@@ -513,7 +517,7 @@ def test_switching_through_all_methods_under_load_loses_no_frame(bench):
     assert seen == [*methods, methods[0]]
 
 
-# --- Several processes -----------------------------------------------------------------------------
+# --- Several processes ----------------------------------------------------------------------------
 
 
 class Process:

@@ -13,7 +13,8 @@ from fusion_ros.parameters import ParameterError, Parameters, markdown_table
 
 
 def test_defaults_are_allowed():
-    assert Parameters() == Parameters(**{name: getattr(Parameters, name) for name in Parameters.specs()})
+    defaults = {name: getattr(Parameters, name) for name in Parameters.specs()}
+    assert Parameters() == Parameters(**defaults)
 
 
 @pytest.mark.parametrize(
