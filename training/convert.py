@@ -1,0 +1,287 @@
+"""Turns published data sets into the folders that training and evaluation read.
+
+    python training/convert.py dataset=msrs source=~/MSRS output=data/msrs
+    python training/convert.py dataset=llvip source=~/LLVIP output=data/llvip max_width=640 every=4
+    python training/convert.py dataset=roadscene source=~/RoadScene test=test_stems.txt
+
+Writes `<output>/<split>/{ir,vi,labels}/<stem>`, as the set is split by its authors:
+    msrs       {train,test}/{ir,vi,Segmentation_labels}/
+    llvip      {infrared,visible}/{train,test}/, Annotations/<stem>.xml
+    roadscene  cropinfrared/, crop_LR_visible/; no split
+    m3fd       Ir/, Vis/, Annotation/<stem>.xml; meta/{train,val,test}.txt where a release has them
+    mfnet      images/ (colour and thermal, four channels), labels/, {train,val,test}.txt
+
+Settings as `key=value`:
+    dataset    one of those above
+    source     folder of the set, unpacked
+    output     folder to write, which must not exist; default data/<dataset>
+    test       for sets without a split: text file with a stem a line, the rest is for training
+    max_width  images wider than this are made smaller (0: never)
+    every      take every n-th pair only; neighbours of a video are near-identical
+
+Images are copied as they are unless they change. Labels are class ids per pixel, those of MSRS and
+MFNet: 1 car, 2 person, 3 bike. Boxes are filled with the id of their class, persons over the rest;
+kinds of objects without an id are left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from fusion_models.data import EXTENSIONS, DataError
+from fusion_models.settings import ConfigError, merge_settings
+
+DEFAULTS = {"dataset": "", "source": "", "output": "", "test": "", "max_width": 0, "every": 1}
+CLASS_IDS = {
+    "car": 1, "bus": 1, "truck": 1, "person": 2, "people": 2, "bike": 3, "motorcycle": 3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where one pair of a published set lies.
+
+    Attributes:
+        ir, vi: image files, the same one where colour and thermal are its four channels.
+        label: PNG of class ids, XML of boxes (Pascal VOC), or None.
+    """
+
+    split: str
+    ir: Path
+    vi: Path
+    label: Path | None
+
+    @property
+    def stem(self) -> str:
+        return self.ir.stem
+
+
+def child(folder: Path, name: str) -> Path:
+    """A folder or file by name; releases differ in capitals only. DataError if there is none."""
+    exact = folder / name
+    same = [p for p in folder.glob("*") if p.name.lower() == name.lower()]
+    if not exact.exists() and not same:
+        raise DataError(f"no {name} in {folder}; give source=<the unpacked data set>, see --help")
+    return exact if exact.exists() else same[0]
+
+
+def by_stem(folder: Path, *endings: str) -> dict[str, Path]:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings or not endings)
+    return {p.stem: p for p in files}
+
+
+def pairs(
+    split: str, ir_folder: Path, vi_folder: Path, label_folder: Path | None = None
+) -> list[Sample]:
+    """The pairs of two folders by stem; DataError naming stems without a partner."""
+    ir, vi = by_stem(ir_folder, *EXTENSIONS), by_stem(vi_folder, *EXTENSIONS)
+    if lonely := sorted(set(ir) ^ set(vi)):
+        raise DataError(
+            f"{ir_folder} and {vi_folder}: {len(lonely)} stems in one of them only: "
+            f"{', '.join(lonely[:8])}{' ...' if len(lonely) > 8 else ''}; unpack the set again"
+        )
+    labels = by_stem(label_folder, ".png", ".xml") if label_folder else {}
+    return [Sample(split, ir[stem], vi[stem], labels.get(stem)) for stem in ir]
+
+
+def optional(folder: Path, name: str) -> Path | None:
+    try:
+        return child(folder, name)
+    except DataError:
+        return None
+
+
+def read_list(path: Path) -> set[str]:
+    """Stems of a text file with one file name or stem a line."""
+    if not path.is_file():
+        raise DataError(f"no list of stems {path}")
+    return {Path(line.strip()).stem for line in path.read_text().splitlines() if line.strip()}
+
+
+def assign(samples: list[Sample], lists: dict[str, Path]) -> list[Sample]:
+    """The samples in the splits of the lists; those in none are for training, if no list is."""
+    stems = {split: read_list(path) for split, path in lists.items()}
+    known = {sample.stem for sample in samples}
+    for split, wanted in stems.items():
+        if missing := sorted(wanted - known):
+            raise DataError(
+                f"{lists[split]}: {len(missing)} of {len(wanted)} stems have no images, such as "
+                f"{', '.join(missing[:5])}"
+            )
+    rest = None if "train" in stems else "train"
+    placed = [(next((s for s in stems if x.stem in stems[s]), rest), x) for x in samples]
+    return [Sample(split, x.ir, x.vi, x.label) for split, x in placed if split]
+
+
+def read_msrs(source: Path) -> list[Sample]:
+    return [
+        sample for split in ("train", "test") for folder in (child(source, split),)
+        for sample in pairs(split, child(folder, "ir"), child(folder, "vi"),
+                            optional(folder, "Segmentation_labels"))
+    ]  # fmt: skip
+
+
+def read_llvip(source: Path) -> list[Sample]:
+    ir, vi = child(source, "infrared"), child(source, "visible")
+    boxes = optional(source, "Annotations")
+    return [
+        sample for split in ("train", "test")
+        for sample in pairs(split, child(ir, split), child(vi, split), boxes)
+    ]  # fmt: skip
+
+
+def read_roadscene(source: Path) -> list[Sample]:
+    return pairs("train", child(source, "cropinfrared"), child(source, "crop_LR_visible"))
+
+
+def read_m3fd(source: Path) -> list[Sample]:
+    labels = optional(source, "Annotation")
+    samples = pairs("train", child(source, "Ir"), child(source, "Vis"), labels)
+    meta = source / "meta"
+    lists = {split: meta / f"{split}.txt" for split in ("train", "val", "test")}
+    return assign(samples, {k: path for k, path in lists.items() if path.is_file()})
+
+
+def read_mfnet(source: Path) -> list[Sample]:
+    images = child(source, "images")
+    samples = pairs("train", images, images, optional(source, "labels"))
+    return assign(samples, {s: child(source, f"{s}.txt") for s in ("train", "val", "test")})
+
+
+READERS: dict[str, Callable[[Path], list[Sample]]] = {
+    "msrs": read_msrs, "llvip": read_llvip, "roadscene": read_roadscene, "m3fd": read_m3fd,
+    "mfnet": read_mfnet,
+}  # fmt: skip
+UNSPLIT = ("roadscene", "m3fd")
+
+
+def read_image(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise DataError(f"{path} cannot be read as an image; unpack the set again")
+    return image
+
+
+def read_label(path: Path) -> np.ndarray:
+    # OpenCV would turn the class ids of a palette image into colours.
+    with Image.open(path) as label:
+        return np.array(label)
+
+
+def draw_boxes(path: Path, height: int, width: int) -> np.ndarray:
+    """`(height, width)` uint8 class ids of the boxes in a Pascal VOC file."""
+    try:
+        found = []
+        for thing in ElementTree.parse(path).getroot().iter("object"):
+            box = thing.find("bndbox")
+            corners = [round(float(box.findtext(k))) for k in ("xmin", "ymin", "xmax", "ymax")]
+            left, top, right, bottom = np.maximum(corners, -1)
+            class_id = CLASS_IDS.get(thing.findtext("name", "").strip().lower(), 0)
+            found.append((class_id, left, top, right, bottom))
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no Pascal VOC annotation: {error}") from error
+    label = np.zeros((height, width), np.uint8)
+    # Bikes, cars, persons: what a person rides or hides must not hide the person.
+    for class_id in (3, 1, 2):
+        for number, left, top, right, bottom in found:
+            if number == class_id:
+                label[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = number
+    return label
+
+
+def convert(sample: Sample, folder: Path, max_width: int) -> bool:
+    """Writes one pair below `<folder>/<split>`; whether it has a label. DataError if it is bad."""
+    ir, vi = read_image(sample.ir), read_image(sample.vi)
+    copied = sample.ir != sample.vi
+    if not copied:
+        if ir.ndim != 3 or ir.shape[2] != 4:
+            raise DataError(f"{sample.ir}: {ir.shape}, expected four channels (colour, thermal)")
+        ir, vi = ir[..., 3], vi[..., :3]
+    if ir.shape[:2] != vi.shape[:2]:
+        raise DataError(
+            f"{sample.stem}: thermal is {ir.shape[1]}x{ir.shape[0]}, visible "
+            f"{vi.shape[1]}x{vi.shape[0]}; the pairs of this set should be of one size"
+        )
+    height, width = ir.shape[:2]
+    label = None
+    if sample.label:
+        boxes = sample.label.suffix.lower() == ".xml"
+        label = draw_boxes(sample.label, height, width) if boxes else read_label(sample.label)
+        if label.shape != (height, width):
+            raise DataError(
+                f"{sample.label}: {label.shape}, expected one channel of {(height, width)}"
+            )
+    if max_width and width > max_width:
+        copied = False
+        size = (max_width, round(height * max_width / width))
+        ir, vi = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (ir, vi))
+        if label is not None:
+            label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+    place = folder / sample.split
+    for name, source, image in (("ir", sample.ir, ir), ("vi", sample.vi, vi)):
+        if copied:
+            (place / name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, place / name / source.name)
+        else:
+            write_image(place / name / f"{sample.stem}.png", image)
+    if label is not None:
+        write_image(place / "labels" / f"{sample.stem}.png", label)
+    return label is not None
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), image):
+        raise DataError(f"cannot write {path}")
+
+
+def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        config = merge_settings(DEFAULTS, arguments)
+        if config.dataset not in READERS:
+            raise ConfigError(f"dataset='{config.dataset}': choose one of {', '.join(READERS)}")
+        source = Path(config.source).expanduser()
+        if not config.source or not source.is_dir():
+            raise ConfigError(f"source='{config.source}': no such folder")
+        output = Path(config.output or f"data/{config.dataset}").expanduser()
+        if output.exists():
+            raise ConfigError(f"{output} exists: remove it or give another output=")
+        if config.every < 1 or config.max_width < 0:
+            raise ConfigError("every must be >= 1 and max_width >= 0")
+        samples = READERS[config.dataset](source)
+        if config.test:
+            if config.dataset not in UNSPLIT:
+                raise ConfigError(f"test= is for sets without a split: {', '.join(UNSPLIT)}")
+            samples = assign(samples, {"test": Path(config.test).expanduser()})
+        if not samples:
+            raise DataError(f"{source}: no images; expected {', '.join(EXTENSIONS)}")
+        # Renamed when complete: an interrupted conversion is no data set.
+        partial = output.with_name(output.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        counts: dict[str, list[bool]] = {}
+        for sample in tqdm(samples[:: config.every], desc=config.dataset, leave=False):
+            counts.setdefault(sample.split, []).append(convert(sample, partial, config.max_width))
+        partial.rename(output)
+    except (ValueError, OSError) as error:
+        print(f"convert.py: {error}", file=sys.stderr)
+        return 2
+    for split, labelled in counts.items():
+        print(f"{output / split}: {len(labelled)} pairs, {sum(labelled)} with labels")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
