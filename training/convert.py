@@ -185,7 +185,7 @@ def draw_boxes(path: Path, height: int, width: int) -> np.ndarray:
         for thing in ElementTree.parse(path).getroot().iter("object"):
             box = thing.find("bndbox")
             corners = [round(float(box.findtext(k))) for k in ("xmin", "ymin", "xmax", "ymax")]
-            left, top, right, bottom = np.maximum(corners, -1)
+            left, top, right, bottom = np.maximum(corners, -1)  # -1 and less: outside
             class_id = CLASS_IDS.get(thing.findtext("name", "").strip().lower(), 0)
             found.append((class_id, left, top, right, bottom))
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
