@@ -195,7 +195,9 @@ $sections
 <script>
 for (const plate of document.querySelectorAll(".plate")) {
   const images = [...plate.querySelectorAll("img")];
+  let at = [+plate.dataset.x, +plate.dataset.y];
   const show = (x, y) => {
+    at = [x, y];
     for (const image of images) {
       const w = image.naturalWidth / $zoom, h = Math.min(w / 2, image.naturalHeight);
       const left = Math.max(0, Math.min(x, image.naturalWidth - w));
@@ -210,9 +212,9 @@ for (const plate of document.querySelectorAll(".plate")) {
         width: percent(w, image.naturalWidth), height: percent(h, image.naturalHeight) });
     }
   };
-  const start = () => show(+plate.dataset.x, +plate.dataset.y);
-  Promise.all(images.map(image => image.decode())).then(start);
-  addEventListener("resize", start);
+  const again = () => show(...at);
+  Promise.all(images.map(image => image.decode())).then(again);
+  addEventListener("resize", again);
   plate.addEventListener("mousemove", event => {
     if (event.target.tagName != "IMG") return;
     const scale = event.target.naturalWidth / event.target.clientWidth;
