@@ -154,6 +154,10 @@ class Trainer:
         self.fabric.launch()
         self.fabric.seed_everything(config.seed, verbose=False)
         self.output = Path(config.output or f"runs/{config.method}")
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.output} ({error}); give output=<folder>") from error
         self.sampler, self.validation = self._data()
         model = create_model(config.method, **config.model)
         if config.init:
@@ -234,7 +238,6 @@ class Trainer:
         if fabric.is_global_zero:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.output.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(OmegaConf.structured(config), self.output / "config.yaml")
             self.writer = SummaryWriter(self.output, purge_step=self.step or None)
         bar = tqdm(
