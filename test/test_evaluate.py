@@ -211,4 +211,5 @@ def test_committed_figures_come_from_the_committed_weights(shared_data):
                 written = committed["sets"][pair_set.name]["rows"][name]["images"][pair.stem]
                 got = Score.of(network(pair), pair).as_dict()
                 # Another CPU rounds a few pixels the other way.
-                assert got == pytest.approx(written, abs=5e-3), f"{name} {pair_set.name} {pair.stem}"
+                where = f"{name} {pair_set.name}/{pair.stem}"
+                assert got == pytest.approx(written, abs=5e-3), where
