@@ -41,12 +41,11 @@ from fusion_ros.thermal import GainControl
 
 SIZES = ((640, 480), (480, 360), (400, 300), (320, 240))
 LONGEST_S, MOST_PER_S = 36.0, 10.0
-SHARE = 0.65
+SHARE = 0.6
 """Of the time between two pairs, what the networks may take; the rest is for all other work."""
 PAIRS = 100
 STILLS = 5
-LEAD_NS = 3_000_000_000
-LONGEST_END_S = 6.0
+LEAD_S, LONGEST_END_S = 3.0, 6.0
 STREAM = ("received", "paired", "too_far", "missing", "stale", "waiting")
 KEPT_FRAMES = 30
 LEAST_PANEL, TITLE = 480, 30
@@ -90,7 +89,7 @@ def main(args: list[str] | None = None) -> int:
         summary = _run(options, parameters)
     except KeyboardInterrupt:
         return 130
-    except (DemoError, EngineError) as error:
+    except (DemoError, FilesError, EngineError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     print(summary)
@@ -133,9 +132,9 @@ def _set_environment() -> None:
     environ = os.environ
     environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
-    profile = _profile()
+    profile, memory = _profile(), Path("/dev/shm")
     # The processes share 64 MB each; a container may have less for all of them.
-    if profile and shutil.disk_usage("/dev/shm").free > 512e6:
+    if profile and memory.is_dir() and shutil.disk_usage(memory).free > 512e6:
         old = environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
         name = f"{'FASTRTPS' if old else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
         environ.setdefault(name, str(profile))
@@ -157,8 +156,7 @@ def _plan(options: argparse.Namespace, parameters: Parameters) -> Plan:
     if options.width:
         sizes = ((options.width, options.height),)
     elif options.data:
-        first = PairFolder(options.data).visible(0)
-        sizes = ((first.shape[1], first.shape[0]),)
+        sizes = (_largest(PairFolder(options.data)),)
     else:
         sizes = SIZES
     network = load_network(parameters, None, lambda text: None)
@@ -186,6 +184,13 @@ def _plan(options: argparse.Namespace, parameters: Parameters) -> Plan:
         flush=True,
     )
     return plan
+
+
+def _largest(pairs: PairFolder) -> tuple[int, int]:
+    """Width and height of the largest of some of the images."""
+    some = range(0, len(pairs), math.ceil(len(pairs) / 16))
+    height, width = max((pairs.visible(i).shape[:2] for i in some), key=math.prod)
+    return width, height
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -527,14 +532,16 @@ def _run(options: argparse.Namespace, parameters: Parameters) -> Summary:
         values["camera_timeout"] = max(Parameters.camera_timeout, 3 / plan.rate)
         if options.detector:
             values["detector"] = f"'{Path(options.detector).resolve()}'"
+        begun = time.monotonic()
         fusion = Child("fuse_node", "fusion_ros.fuse_node", logs, *_ros_arguments(values))
         children.append(fusion)
         recorder = Recorder(output, plan, scene=None if options.data else "tour")
         while not recorder.status:
             fusion.check()
             recorder.spin()
-        # Time for the cameras to start and to be found by those who listen.
-        recorder.start_ns = time.time_ns() + LEAD_NS
+        # Time for the cameras to start and to be found, longer where the node took longer too.
+        lead_s = max(LEAD_S, 1.5 * (time.monotonic() - begun))
+        recorder.start_ns = time.time_ns() + round(lead_s * 1e9)
         cameras = [
             _camera(name, options, plan, logs, recorder.start_ns) for name in ("thermal", "rgb")
         ]
