@@ -46,9 +46,13 @@ from fusion_ros.worker import Worker
 
 _QUEUE = 10
 _FEW_IMAGES = 5
+"""So many images of both cameras without a pair are worth a word."""
 _RECENT_S = 5.0
+"""Faults no older than this make the diagnostics a warning."""
 _CALIBRATION_S = 0.2
+"""What the first frame waits for camera_info, at most."""
 _ODD_LATENCY_MS = 10_000.0
+"""Beyond this it is the clocks that differ."""
 
 
 @dataclass
