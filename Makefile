@@ -95,7 +95,10 @@ PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 py
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))
 
 $(VENV)/.python:
-	@rm -rf $(VENV)
+	@[ ! -e $(VENV) ] || [ -e $(VENV)/.python ] || [ -e $(VENV)/.making ] || { \
+	  echo "$(VENV) is there, but not made by this Makefile: remove it, or name another" \
+	    "folder: make VENV=<folder>" >&2; exit 1; }
+	@rm -rf $(VENV) && mkdir -p $(VENV) && touch $(VENV)/.making
 ifndef VENV_OPTIONS
 	@test "$$(uname -sm)" = "Linux x86_64" || { echo "ROS comes as wheels for x86_64 Linux only:" \
 	  "install ROS 2, source its setup.bash and run the same command again." >&2; exit 1; }

@@ -125,3 +125,12 @@ def test_a_python_that_does_not_fit_is_refused_with_what_to_do(checkout):
     run = checkout.make("demo", "PYTHON=/nonexistent/python3")
     assert run.returncode != 0
     assert "Python 3.10 to 3.14" in run.stderr and "make PYTHON=" in run.stderr
+
+
+def test_an_environment_of_somebody_else_is_not_deleted(checkout):
+    theirs = checkout.folder / ".venv" / "precious"
+    theirs.parent.mkdir()
+    theirs.touch()
+    result = checkout.make("demo")
+    assert result.returncode != 0 and "not made by this Makefile" in result.stderr
+    assert theirs.exists()
