@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fusion_models.baffm.dictionary import SceneDictionary
 from fusion_models.baffm.objective import BaffmObjective
-from fusion_models.layers import ResidualTanhHead, soft_shrink
+from fusion_models.layers import ResidualTanhHead, RowThenColumnConv, SoftShrink
 from fusion_models.registry import ModelCard, register_model
 
 BLOCKS = 4
@@ -49,10 +49,10 @@ class LowRankSparse(nn.Module):
         """Luminance `[B, 1, H, W]` to features `[B, 2n, H, W]`."""
         t = self.threshold.abs() + 1e-4  # [1, 2n, 1, 1], kept from zero by the division
         inverse = 1.0 / t.transpose(0, 1)
-        z = soft_shrink(F.conv2d(x, self.first.weight * inverse, padding=1), 1.0)
+        z = F.softshrink(F.conv2d(x, self.first.weight * inverse, padding=1), 1.0)
         for down, up in zip(self.down, self.up):
             rest = x - F.conv2d(z, down.weight * t, padding=1)
-            z = soft_shrink(
+            z = F.softshrink(
                 self.memory * z + F.conv2d(rest, up.weight * inverse, padding=1), 1.0
             )
         return z * t
@@ -61,23 +61,24 @@ class LowRankSparse(nn.Module):
 class FoldedLowRankSparse(nn.Module):
     """Deploy form of :class:`LowRankSparse` with every constant in the kernels.
 
-    Kept divided by ``t g^k``, the features need no multiplication by g either:
-    ``Y_k = S_{g^-k}(Y_{k-1} + up_k(x - down_k(Y_{k-1})) )`` with scaled kernels, which leaves two
-    convolutions (whose additions runtimes fuse) and one scalar shrinkage a block.
-    The output is ``Y_4``; :attr:`scale` `[2n]` makes it the features and belongs into what follows.
+    Kept divided by ``g^k``, the features need no multiplication by g:
+    ``Y_k = S_{t / g^k}(Y_{k-1} + up_k(x - down_k(Y_{k-1})))`` with scaled kernels.
+    The output is ``Y_4``; times :attr:`scale` it is the features, which belongs into what follows.
     """
 
     def __init__(self, trained: LowRankSparse):
         super().__init__()
         t = trained.threshold.detach().abs().flatten() + 1e-4
         g = float(trained.memory.detach())
-        self.first = trained.first.weight.detach() / t[:, None, None, None]
-        self.down = [-d.weight.detach() * (t * g**k)[None, :, None, None]
-                     for k, d in enumerate(trained.down)]
-        self.up = [u.weight.detach() / (t * g ** (k + 1))[:, None, None, None]
-                   for k, u in enumerate(trained.up)]
-        self.thresholds = [g**-k for k in range(BLOCKS + 1)]
-        self.scale = t * g**BLOCKS
+        self.register_buffer("first", trained.first.weight.detach())
+        self.down = nn.ModuleList(
+            RowThenColumnConv(-d.weight.detach() * g**k) for k, d in enumerate(trained.down)
+        )
+        self.up = nn.ParameterList(
+            u.weight.detach() / g ** (k + 1) for k, u in enumerate(trained.up)
+        )
+        self.shrink = nn.ModuleList(SoftShrink(t / g**k) for k in range(BLOCKS + 1))
+        self.scale = g**BLOCKS
 
     @staticmethod
     def can_fold(trained: LowRankSparse) -> bool:
@@ -85,10 +86,9 @@ class FoldedLowRankSparse(nn.Module):
         return 0.1 < float(trained.memory.detach()) < 10.0
 
     def forward(self, x: Tensor) -> Tensor:
-        y = soft_shrink(F.conv2d(x, self.first, padding=1), self.thresholds[0])
-        for down, up, threshold in zip(self.down, self.up, self.thresholds[1:]):
-            rest = F.conv2d(y, down, padding=1) + x
-            y = soft_shrink(F.conv2d(rest, up, padding=1) + y, threshold)
+        y = self.shrink[0](F.conv2d(x, self.first, padding=1))
+        for down, up, shrink in zip(self.down, self.up, self.shrink[1:]):
+            y = shrink(F.conv2d(down(y) + x, up, padding=1) + y)
         return y
 
 
@@ -135,32 +135,41 @@ class FoldedAdjustment(nn.Module):
     """Deploy form of the extractor and :class:`BackdoorAdjustment` of one modality.
 
     Dictionary, Wk and Wg are constants by now: ``[B, 1, H, W]`` luminance to ``X' [B, 2n, H, W]`` is
-    the extractor, a 1x1 convolution to N logits, a softmax, and 1x1 convolutions back.
+    the extractor, a matrix product to N logits a pixel, a softmax, and a matrix product back. The
+    logits are kept as `[B, HW, N]`: runtimes are an order of magnitude slower at a softmax over
+    channels than over the last axis, and matrix products transpose for nothing.
+
+    The output times :attr:`mix` `[2n, 2n]` is X': Wh is taken out of it, ``X' = Wh (X + Wh^-1 C
+    lambda)``, and belongs into the convolution that follows.
     """
 
     def __init__(self, extract: LowRankSparse, adjust: nn.Module):
         super().__init__()
         width = extract.threshold.numel()
-        if FoldedLowRankSparse.can_fold(extract):
-            self.extract: nn.Module = FoldedLowRankSparse(extract)
-            scale = self.extract.scale
-        else:
-            self.extract, scale = extract, torch.ones(width)
-        self.logits = self.context = None
-        hidden = torch.eye(width)
+        fold = FoldedLowRankSparse.can_fold(extract)
+        self.extract = FoldedLowRankSparse(extract) if fold else extract
+        scale = self.extract.scale if fold else 1.0
+        for name in ("logits", "context", "hidden"):
+            self.register_buffer(name, None)
+        self.mix = torch.eye(width) * scale
         if isinstance(adjust, BackdoorAdjustment):
             logits, context = (c.detach() for c in adjust.constants())
-            self.logits = (logits * scale)[..., None, None]
-            self.context = context[..., None, None]
-            hidden = adjust.hidden.weight.detach().flatten(1)
-        self.hidden = (hidden * scale)[..., None, None]
+            hidden = adjust.hidden.weight.detach().flatten(1) * scale
+            if torch.linalg.cond(hidden) < 100:
+                self.mix = hidden
+                context = torch.linalg.solve(hidden.double(), context.double()).to(context)
+            else:  # the inverse would magnify rounding
+                self.mix = torch.eye(width)
+                self.hidden = hidden[..., None, None]
+            self.logits, self.context = logits.T * scale, context
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.extract(x)
         if self.logits is None:
-            return F.conv2d(y, self.hidden)
-        weights = torch.softmax(F.conv2d(y, self.logits), dim=1)
-        return F.conv2d(y, self.hidden) + F.conv2d(weights, self.context)
+            return y
+        weights = torch.softmax(y.flatten(2).transpose(1, 2) @ self.logits, dim=-1)
+        context = (self.context @ weights.transpose(1, 2)).unflatten(2, y.shape[-2:])
+        return (y if self.hidden is None else F.conv2d(y, self.hidden)) + context
 
 
 @register_model(
@@ -225,9 +234,14 @@ class Baffm(nn.Module):
     def deploy(self) -> nn.Module:
         """Copy with thresholds, memory, dictionary and attention matrices folded into kernels."""
         folded = copy.deepcopy(self)
-        for modality in ("ir", "vi"):
-            setattr(folded, f"extract_{modality}", FoldedAdjustment(
+        kernels = []
+        for modality, kernel in zip(("ir", "vi"), self.fuse[0].weight.detach().chunk(2, 1)):
+            adjusted = FoldedAdjustment(
                 getattr(self, f"extract_{modality}"), getattr(self, f"adjust_{modality}")
-            ))
+            )
+            setattr(folded, f"extract_{modality}", adjusted)
             setattr(folded, f"adjust_{modality}", nn.Identity())
+            kernels.append(torch.einsum("oihw,ij->ojhw", kernel, adjusted.mix))
+        folded.fuse[0].weight = nn.Parameter(torch.cat(kernels, 1))
+        folded.reconstruct = RowThenColumnConv(self.reconstruct.weight, self.reconstruct.bias)
         return folded

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_models.caf.objective import CafObjective
-from fusion_models.layers import ResidualTanhHead, fold_batch_norms
+from fusion_models.layers import ResidualTanhHead, RowThenColumnConv, fold_batch_norms
 from fusion_models.registry import ModelCard, register_model
 
 
@@ -53,4 +53,6 @@ class Caf(nn.Module):
 
     def deploy(self) -> nn.Module:
         """Copy with the batch norms folded into the convolutions."""
-        return fold_batch_norms(self)
+        folded = fold_batch_norms(self)
+        folded.reconstruct = RowThenColumnConv(self.reconstruct.weight, self.reconstruct.bias)
+        return folded

@@ -10,12 +10,22 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fusion_models.cfi.objective import CfiObjective
-from fusion_models.layers import ResidualTanhHead, fold_batch_norms, pool_tokens, upsample
+from fusion_models.layers import (
+    ResidualTanhHead,
+    RowThenColumnConv,
+    fold_batch_norms,
+    pool_tokens,
+    upsample,
+)
 from fusion_models.registry import ModelCard, register_model
 
 GRID = 8  # r: keys and values are pooled to r x r tokens
+
+
+MODALITIES = ("ir", "vi")
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
@@ -23,6 +33,47 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs),
         nn.LeakyReLU(0.01),
     )
+
+
+class SiameseEncoder(nn.Module):
+    """Two 3x3 convolutions whose weights both modalities share, with batch norms of their own.
+
+    With everything shared the whole network would be symmetric in `ir` and `vi` and could not treat a
+    hot target other than a bright one; besides, the two have other statistics. In the deploy form
+    the norms are folded, which leaves one pair of convolutions a modality.
+    """
+
+    def __init__(self, inputs: int, channels: int):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(c, channels, 3, padding=1, bias=False) for c in (inputs, channels)
+        )
+        self.norms = nn.ModuleDict(
+            {m: nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2)) for m in MODALITIES}
+        )
+
+    def forward(self, x: Tensor, modality: str) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms[modality]):
+            x = F.leaky_relu(norm(conv(x)), 0.01)
+        return x
+
+
+class FoldedEncoder(nn.Module):
+    """Deploy form of :class:`SiameseEncoder`."""
+
+    def __init__(self, trained: SiameseEncoder):
+        super().__init__()
+        self.convs = nn.ModuleDict({
+            m: nn.ModuleList(
+                fuse_conv_bn_eval(conv, norm) for conv, norm in zip(trained.convs, trained.norms[m])
+            )
+            for m in MODALITIES
+        })
+
+    def forward(self, x: Tensor, modality: str) -> Tensor:
+        for conv in self.convs[modality]:
+            x = F.leaky_relu(conv(x), 0.01)
+        return x
 
 
 class CausalFeatureIntegrator(nn.Module):
@@ -46,7 +97,8 @@ class CausalFeatureIntegrator(nn.Module):
         super().__init__()
         self.stride, self.query_stride = stride, query_stride
         self.query, self.key, self.value = (
-            nn.Linear(channels, channels, bias=False) for _ in range(3)
+            nn.ModuleDict({m: nn.Linear(channels, channels, bias=False) for m in MODALITIES})
+            for _ in range(3)
         )
         self.gate = nn.Sequential(
             nn.Conv2d(channels, 16, 3, padding=1), nn.LeakyReLU(0.01), nn.Conv2d(16, 1, 1)
@@ -54,11 +106,11 @@ class CausalFeatureIntegrator(nn.Module):
         self.refine = _block(channels, channels)
         self.scale = 1.0 / math.sqrt(channels)
 
-    def _attend(self, source: Tensor, tokens: Tensor) -> Tensor:
-        """Queries of `source` `[B, C, h, w]` over the other modality's `tokens` `[B, T, C]`."""
-        keys = self.key(tokens) @ self.query.weight * self.scale
+    def _attend(self, asks: str, source: Tensor, answers: str, tokens: Tensor) -> Tensor:
+        """Queries of one modality's `source` `[B, C, h, w]` over the other's `tokens` `[B, T, C]`."""
+        keys = self.key[answers](tokens) @ self.query[asks].weight * self.scale
         logits = source.flatten(2).transpose(1, 2) @ keys.transpose(1, 2)
-        answer = torch.softmax(logits.float(), -1).to(tokens.dtype) @ self.value(tokens)
+        answer = torch.softmax(logits.float(), -1).to(tokens.dtype) @ self.value[answers](tokens)
         return answer.transpose(1, 2).unflatten(2, source.shape[-2:])
 
     def forward(self, ir: Tensor, vi: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +121,8 @@ class CausalFeatureIntegrator(nn.Module):
         q_ir, q_vi = ir, vi
         if self.query_stride > 1:
             q_ir, q_vi = (F.avg_pool2d(x, self.query_stride) for x in (ir, vi))
-        common = self._attend(q_vi, tokens_ir) + self._attend(q_ir, tokens_vi)
+        common = self._attend("vi", q_vi, "ir", tokens_ir)
+        common = common + self._attend("ir", q_ir, "vi", tokens_vi)
         gate = torch.sigmoid(self.gate(common))
         if self.query_stride > 1:
             common, gate = upsample(common, self.query_stride), upsample(gate, self.query_stride)
@@ -94,10 +147,7 @@ class Cfi(nn.Module):
 
     def __init__(self, channels: int = 32):
         super().__init__()
-        self.encoders = nn.ModuleList(
-            nn.Sequential(*_block(c, channels), *_block(channels, channels))
-            for c in (1, channels, channels)
-        )
+        self.encoders = nn.ModuleList(SiameseEncoder(c, channels) for c in (1, channels, channels))
         # Pooling strides for 640x480: about two samples a token along each side.
         self.integrators = nn.ModuleList(
             CausalFeatureIntegrator(channels, stride, query_stride)
@@ -114,7 +164,7 @@ class Cfi(nn.Module):
         for level, (encode, integrate) in enumerate(zip(self.encoders, self.integrators)):
             if level:
                 x_ir, x_vi = F.max_pool2d(x_ir, 2), F.max_pool2d(x_vi, 2)
-            x_ir, x_vi = encode(x_ir), encode(x_vi)
+            x_ir, x_vi = encode(x_ir, "ir"), encode(x_vi, "vi")
             theta, gate = integrate(x_ir, x_vi)
             skips.append(theta)
             gates.append(gate)
@@ -128,4 +178,6 @@ class Cfi(nn.Module):
 
     def deploy(self) -> nn.Module:
         """Copy with the batch norms folded into the convolutions."""
-        return fold_batch_norms(self)
+        folded = fold_batch_norms(self)
+        folded.encoders = nn.ModuleList(FoldedEncoder(e) for e in folded.encoders)
+        return folded
