@@ -27,14 +27,18 @@ class Batch:
         ir: thermal luminance in [0, 1].
         vi: visible luminance in [0, 1].
         mask: 1 on salient objects (persons, vehicles) where labels exist, else 0.
+        seed: of whatever else an objective draws at random for this batch.
     """
 
     ir: Tensor
     vi: Tensor
     mask: Tensor
+    seed: int = 0
 
     def to(self, device) -> Batch:
-        return Batch(self.ir.to(device), self.vi.to(device), self.mask.to(device))
+        """The same on a device; copies from pinned memory do not wait."""
+        planes = (x.to(device, non_blocking=True) for x in (self.ir, self.vi, self.mask))
+        return Batch(*planes, self.seed)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -151,7 +155,9 @@ class CropSampler:
         rng = np.random.default_rng((self.seed, self.rank, step))
         crops = [self._crop(rng) for _ in range(self.batch_size)]
         stack = torch.from_numpy(np.stack(crops))
-        return Batch(stack[:, 0:1], stack[:, 1:2], stack[:, 2:3])
+        if torch.cuda.is_available():
+            stack = stack.pin_memory()
+        return Batch(stack[:, 0:1], stack[:, 1:2], stack[:, 2:3], int(rng.integers(2**31)))
 
     def __iter__(self) -> Iterator[Batch]:
         step = 0

@@ -58,7 +58,8 @@ class CfiObjective(nn.Module):
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Weighted terms of the loss; their sum is minimised."""
         ir, vi = batch.ir, batch.vi
-        cases = [intervene(ir, vi, kind) for kind in KINDS]
+        generator = torch.Generator().manual_seed(batch.seed)
+        cases = [intervene(ir, vi, kind, generator) for kind in KINDS]
         # One pass over the clean batch and the four interventions: batch norm sees them all.
         fused, gates = model.fuse_with_gates(
             torch.cat([ir, *(c.ir for c in cases)]), torch.cat([vi, *(c.vi for c in cases)])
