@@ -88,21 +88,24 @@ class EagerCfi(_Eager):
     """Q, K and V by 1x1 convolutions at full resolution, then pooled; batch norms of their own."""
 
     @staticmethod
-    def _attend(m: cfi.CausalFeatureIntegrator, source: Tensor, other: Tensor) -> Tensor:
+    def _attend(
+        m: cfi.CausalFeatureIntegrator, asks: str, source: Tensor, answers: str, other: Tensor
+    ) -> Tensor:
         def project(linear: nn.Linear, x: Tensor) -> Tensor:
             return F.conv2d(x, linear.weight[..., None, None])
 
         def tokens(x: Tensor) -> Tensor:
             return F.adaptive_avg_pool2d(x, cfi.GRID).flatten(2).transpose(1, 2)
 
-        queries = F.avg_pool2d(project(m.query, source), m.query_stride)
-        key, value = tokens(project(m.key, other)), tokens(project(m.value, other))
+        queries = F.avg_pool2d(project(m.query[asks], source), m.query_stride)
+        key = tokens(project(m.key[answers], other))
+        value = tokens(project(m.value[answers], other))
         logits = queries.flatten(2).transpose(1, 2) @ key.transpose(1, 2) * m.scale
         answer = torch.softmax(logits, -1) @ value
         return answer.transpose(1, 2).unflatten(2, queries.shape[-2:])
 
     def _integrate(self, m: cfi.CausalFeatureIntegrator, ir: Tensor, vi: Tensor) -> Tensor:
-        common = self._attend(m, vi, ir) + self._attend(m, ir, vi)
+        common = self._attend(m, "vi", vi, "ir", ir) + self._attend(m, "ir", ir, "vi", vi)
         gate = torch.sigmoid(m.gate(common))
         if m.query_stride > 1:
             common, gate = (
@@ -117,7 +120,7 @@ class EagerCfi(_Eager):
         for level, (encode, integrator) in enumerate(zip(m.encoders, m.integrators)):
             if level:
                 x_ir, x_vi = F.max_pool2d(x_ir, 2), F.max_pool2d(x_vi, 2)
-            x_ir, x_vi = encode(x_ir), encode(x_vi)
+            x_ir, x_vi = encode(x_ir, "ir"), encode(x_vi, "vi")
             skips.append(self._integrate(integrator, x_ir, x_vi))
         y = skips[2]
         for decode, skip in zip(m.decoders, (skips[1], skips[0])):

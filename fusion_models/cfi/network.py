@@ -85,7 +85,8 @@ class CausalFeatureIntegrator(nn.Module):
 
     Projection and pooling are both linear and commute, so keys and values are projected after the
     pooling, and the query's projection is carried over to the keys: no full-resolution 1x1
-    convolution is left.
+    convolution is left. The attention is linear in the values, so these are projected after it: as
+    the output of a convolution the answer is in the layout that runtimes upsample fastest.
 
     Args:
         channels: C. stride: pooling before the resize to the token grid.
@@ -110,8 +111,9 @@ class CausalFeatureIntegrator(nn.Module):
         """Queries of one modality's `source` `[B, C, h, w]` over the other's `tokens` `[B, T, C]`."""
         keys = self.key[answers](tokens) @ self.query[asks].weight * self.scale
         logits = source.flatten(2).transpose(1, 2) @ keys.transpose(1, 2)
-        answer = torch.softmax(logits.float(), -1).to(tokens.dtype) @ self.value[answers](tokens)
-        return answer.transpose(1, 2).unflatten(2, source.shape[-2:])
+        answer = torch.softmax(logits.float(), -1).to(tokens.dtype) @ tokens
+        answer = answer.transpose(1, 2).unflatten(2, source.shape[-2:])
+        return F.conv2d(answer, self.value[answers].weight[..., None, None])
 
     def forward(self, ir: Tensor, vi: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[B, C, H, W]` of both modalities to `(theta_CFI [B, C, H, W], G [B, 1, H, W])`."""
@@ -180,4 +182,5 @@ class Cfi(nn.Module):
         """Copy with the batch norms folded into the convolutions."""
         folded = fold_batch_norms(self)
         folded.encoders = nn.ModuleList(FoldedEncoder(e) for e in folded.encoders)
+        folded.reconstruct = RowThenColumnConv(self.reconstruct.weight, self.reconstruct.bias)
         return folded
