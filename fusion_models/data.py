@@ -54,6 +54,8 @@ def read_luminance(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as an image; replace or remove the file")
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise DataError(f"{path}: pixels are {image.dtype}; expected 8 or 16 bit")
     if image.ndim == 2:
         return image
     if image.shape[2] not in (3, 4):

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,10 @@ from fusion_models.metrics import evaluate
 from fusion_models.settings import ConfigError, parse_arguments
 
 
+FIRST = 20
+"""How many losses at the beginning of a run are kept to compare its end with."""
+
+
 @dataclass
 class TrainConfig:
     """Settings of a training run; each may be given as `key=value` on the command line.
@@ -35,7 +40,7 @@ class TrainConfig:
         data: pair folders or folders of sets, comma separated; 'auto' looks in the usual places.
         mix: relative weight of each set by the folder's name (absent: 1; 0: left out).
         limit: most pairs read from one root (0: all).
-        validation: pair folder to measure on; 'auto' takes the `test` split of the first root.
+        validation: pair folder to measure on; 'auto' takes the `test` split of msrs or of the first root.
         output: folder of checkpoints, logs and pictures; '' for `runs/<method>`.
         resume: go on from the output folder's last checkpoint.
         init: safetensors file to start from, or 'shipped' for the committed weights.
@@ -81,7 +86,10 @@ class TrainConfig:
 
 
 def load_config(arguments: list[str], folder: Path) -> TrainConfig:
-    """Defaults, then `<folder>/<method>.yaml`, then `config=<yaml>`, then `key=value` arguments."""
+    """Defaults, then `<folder>/<method>.yaml`, then `config=<yaml>`, then `key=value` arguments.
+
+    With `resume=true` the settings saved with the run come before the arguments.
+    """
     overrides = parse_arguments(arguments)
     extra = overrides.pop("config", None)
     method = overrides.get("method", TrainConfig.method)
@@ -91,7 +99,12 @@ def load_config(arguments: list[str], folder: Path) -> TrainConfig:
     if extra:
         layers.append(OmegaConf.load(extra))
     try:
-        return OmegaConf.to_object(OmegaConf.merge(*layers, overrides))
+        config = OmegaConf.merge(*layers, overrides)
+        saved = Path(config.output or f"runs/{config.method}") / "config.yaml"
+        if config.resume and saved.is_file():
+            # A run goes on as it was begun; only what is said now differs.
+            config = OmegaConf.merge(*layers, OmegaConf.load(saved), overrides)
+        return OmegaConf.to_object(config)
     except Exception as error:
         keys = ", ".join(TrainConfig.__dataclass_fields__)
         raise ConfigError(f"{str(error).splitlines()[0]}; settings are: {keys}") from error
@@ -153,6 +166,7 @@ class Trainer:
         )
         self.fabric.launch()
         self.fabric.seed_everything(config.seed, verbose=False)
+        torch.backends.cudnn.benchmark = True  # all crops are of one size
         self.output = Path(config.output or f"runs/{config.method}")
         try:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -174,6 +188,8 @@ class Trainer:
         self.objective = create_objective(config.method, **config.objective).to(self.fabric.device)
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
+        self.first_losses: list[float] = []
+        self.metrics: dict[str, float] = {}
         if config.resume:
             self._resume()
 
@@ -193,7 +209,8 @@ class Trainer:
         )
         if config.validation == "auto":
             tests = [r.parent / "test" for r in roots if (r.parent / "test" / "ir").is_dir()]
-            validation = PairFolder(tests[0], config.validate_pairs) if tests else folders[0]
+            tests.sort(key=lambda path: path.parent.name != "msrs")  # varied scenes, full size
+            validation = PairFolder(tests[0] if tests else roots[0], config.validate_pairs)
         else:
             validation = (
                 PairFolder(config.validation, config.validate_pairs) if config.validation else None
@@ -210,6 +227,7 @@ class Trainer:
         state = {"model": self.model, "optimizer": self.optimizer}
         rest = self.fabric.load(self._last, state, strict=True)
         self.step, self.seconds = rest["step"], rest["seconds"]
+        self.first_losses, self.metrics = rest["first_losses"], rest["metrics"]
         self.average = {k: v.to(self.fabric.device) for k, v in rest["average"].items()}
 
     def save(self) -> None:
@@ -217,6 +235,7 @@ class Trainer:
         state = {
             "model": self.model, "optimizer": self.optimizer, "step": self.step,
             "seconds": self.seconds, "average": self.average,
+            "first_losses": self.first_losses, "metrics": self.metrics,
         }
         partial = self._last.with_suffix(".partial")
         self.fabric.save(partial, state)
@@ -234,7 +253,9 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Trains to `max_steps`; returns the last validation metrics (empty without validation)."""
         config, fabric = self.config, self.fabric
-        metrics: dict[str, float] = {}
+        if self.step >= config.max_steps:
+            fabric.print(f"{self.output} is at step {self.step} already; raise max_steps to go on")
+            return self.metrics
         if fabric.is_global_zero:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -245,49 +266,66 @@ class Trainer:
             desc=config.method, mininterval=1.0, dynamic_ncols=True,
         )
         started = time.monotonic() - self.seconds
-        history = []
-        while self.step < config.max_steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(config, self.step)
-            self._set_train_mode()
-            batch = self.sampler.batch(self.step).to(fabric.device)
-            terms = self.objective(self.model, batch)
-            loss = sum(terms.values())
-            if not torch.isfinite(loss):
-                raise RuntimeError(
-                    f"the loss is not finite at step {self.step} "
-                    f"({ {k: float(v) for k, v in terms.items()} }): lower lr= or use "
-                    "precision=32-true, then resume=true goes on from the last checkpoint"
-                )
-            fabric.backward(loss)
-            fabric.clip_gradients(self.model, self.optimizer, max_norm=config.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.step += 1
-            self.seconds = time.monotonic() - started
-            self._update_average()
-            bar.update()
-            history.append(float(loss.detach()))
-            if self.step % config.log_every == 0 or self.step == config.max_steps:
-                recent = sum(history[-config.log_every :]) / len(history[-config.log_every :])
-                bar.set_postfix(loss=f"{recent:.4f}")
-                self._log("loss/total", recent)
-                for name, term in terms.items():
-                    self._log(f"loss/{name}", float(term.detach()))
-                self._log("lr", self.optimizer.param_groups[0]["lr"])
-            last = self.step == config.max_steps
-            if last or (config.validate_every and self.step % config.validate_every == 0):
-                metrics = self.validate()
-                if metrics:
-                    shown = " ".join(f"{k} {metrics[k]:.3f}" for k in ("VIF", "Qabf", "SCD", "AG"))
-                    bar.write(f"step {self.step}: {shown}")
-            if last or self.step % config.save_every == 0:
-                self.save()
+        recent: list[torch.Tensor] = []
+        losses: list[float] = []
+        # A batch is a function of its step, so it can be made while the device is busy.
+        with ThreadPoolExecutor(1) as ahead:
+            upcoming = ahead.submit(self.sampler.batch, self.step)
+            while self.step < config.max_steps:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(config, self.step)
+                self._set_train_mode()
+                batch = upcoming.result().to(fabric.device)
+                upcoming = ahead.submit(self.sampler.batch, self.step + 1)
+                terms = self.objective(self.model, batch)
+                loss = sum(terms.values())
+                fabric.backward(loss)
+                fabric.clip_gradients(self.model, self.optimizer, max_norm=config.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                self.step += 1
+                self._update_average()
+                bar.update()
+                recent.append(loss.detach())
+                last = self.step == config.max_steps
+                validate = last or (config.validate_every and not self.step % config.validate_every)
+                save = last or self.step % config.save_every == 0
+                if last or save or self.step % config.log_every == 0:
+                    # Only here: reading a loss waits for the device.
+                    self.seconds = time.monotonic() - started
+                    values = [float(value) for value in recent]
+                    recent.clear()
+                    self._check_finite(values, terms)
+                    losses += values
+                    self.first_losses += values[: max(0, FIRST - len(self.first_losses))]
+                    mean = sum(values) / len(values)
+                    bar.set_postfix(loss=f"{mean:.4f}")
+                    self._log("loss/total", mean)
+                    for name, term in terms.items():
+                        self._log(f"loss/{name}", float(term.detach()))
+                    self._log("lr", self.optimizer.param_groups[0]["lr"])
+                if save:
+                    self.save()
+                if validate:
+                    self.metrics = self.validate() or self.metrics
+                    if self.metrics:
+                        keys = ("VIF", "Qabf", "SCD", "AG")
+                        shown = " ".join(f"{k} {self.metrics[k]:.3f}" for k in keys)
+                        bar.write(f"step {self.step}: {shown}")
         bar.close()
         if fabric.is_global_zero:
-            self._write_run(history, metrics)
+            self._write_run(losses)
             self.writer.close()
-        return metrics
+        return self.metrics
+
+    def _check_finite(self, losses: list[float], terms: dict[str, torch.Tensor]) -> None:
+        if all(map(math.isfinite, losses)):
+            return
+        raise RuntimeError(
+            f"the loss is not finite near step {self.step} "
+            f"({ {k: float(v.detach()) for k, v in terms.items()} }): lower lr= or use "
+            "precision=32-true, then resume=true goes on from the last checkpoint"
+        )
 
     def _set_train_mode(self) -> None:
         self.model.train()
@@ -300,11 +338,14 @@ class Trainer:
     def _update_average(self) -> None:
         # A short warm-up keeps the random initial weights out of the average.
         decay = min(self.config.average, (1 + self.step) / (10 + self.step))
-        for key, value in self.raw_model.state_dict().items():
-            if value.is_floating_point():
-                self.average[key].lerp_(value, 1.0 - decay)
-            else:
-                self.average[key].copy_(value)
+        state = self.raw_model.state_dict()
+        moving = [key for key, value in state.items() if value.is_floating_point()]
+        # One launch for all tensors: on a GPU one each costs as much as the network.
+        torch._foreach_lerp_(
+            [self.average[key] for key in moving], [state[key] for key in moving], 1.0 - decay
+        )
+        for key in state.keys() - set(moving):
+            self.average[key].copy_(state[key])
 
     def validate(self) -> dict[str, float]:
         """Mean metrics of the averaged weights over the validation pairs, and a picture strip."""
@@ -325,8 +366,8 @@ class Trainer:
         cv2.imwrite(str(self.output / "validation.png"), strip)
         return metrics
 
-    def _write_run(self, history: list[float], metrics: dict[str, float]) -> None:
-        window = max(1, min(20, len(history) // 4))
+    def _write_run(self, losses: list[float]) -> None:
+        window = max(1, min(FIRST, len(losses) // 4))
         run = {
             "config": asdict(self.config),
             "data": {str(f.root): len(f) for f in self.sampler.folders},
@@ -335,9 +376,9 @@ class Trainer:
             "device": self._device_name(),
             "torch": torch.__version__,
             "commit": source_commit(),
-            "loss_first": float(np.mean(history[:window])) if history else None,
-            "loss_last": float(np.mean(history[-window:])) if history else None,
-            "validation": metrics,
+            "loss_first": float(np.mean(self.first_losses[:window])),
+            "loss_last": float(np.mean(losses[-window:])),
+            "validation": self.metrics,
             "previous": self._previous_run(),
         }
         (self.output / "run.json").write_text(json.dumps(run, indent=2) + "\n")

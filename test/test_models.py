@@ -138,7 +138,7 @@ def test_scene_weights_sum_to_one_and_ablations_are_one_setting_each():
     weights = adjustment.weights(torch.randn(2, 8, 5, 7))
     assert weights.shape == (2, 25, 5, 7)
     assert torch.allclose(weights.sum(1), torch.ones(2, 5, 7), atol=1e-5)
-    for settings in ({"adjustment": False}, {"prior": "frequency"}, {"entries": 20}):
+    for settings in ({"adjustment": False}, {"prior": "frequency"}, {"random_entries": 20}):
         assert Baffm(**settings)(*random_pair()).shape == (1, 1, 64, 96)
     with pytest.raises(ValueError, match="'uniform' or 'frequency'"):
         Baffm(prior="none")
@@ -173,6 +173,34 @@ def test_refinefuse_pairwise_convolution_is_a_grouped_convolution_of_interleaved
         ir, vi = torch.rand(2, 1, channels, 9, 11)
         interleaved = torch.stack((ir, vi), 2).flatten(1, 2)
         assert torch.allclose(grouped(interleaved), pairwise(ir, vi), atol=1e-5)
+
+
+def test_cfi_tells_thermal_from_visible():
+    ir, vi = random_pair()
+    model = settled("cfi")
+    with torch.no_grad():
+        # An untrained network's norms hardly differ; what matters is that they can.
+        model.encoders[0].norms["ir"][1].weight.mul_(3.0)
+        assert (model(ir, vi) - model(vi, ir)).abs().max() > 1e-3
+
+
+def test_the_perceptual_term_of_caf_reaches_the_fusion_network():
+    pytest.importorskip("torchvision", reason="VGG-16 comes with torchvision")
+    from fusion_models.caf.objective import Vgg16Perceptual
+
+    torch.manual_seed(0)
+    perceptual = Vgg16Perceptual(pretrained=False)
+    fused, source = random_pair(32, 32)
+    fused.requires_grad_()
+    assert len(perceptual._layers(source)) == 5
+    assert perceptual(source, source) == 0.0
+    perceptual(fused, source).backward()
+    assert fused.grad.abs().sum() > 0
+
+
+def test_one_weight_of_caf_changes_no_other():
+    weights = create_objective("caf", weights={"ssim_ir": 0.2}).weights
+    assert weights["ssim_ir"] == 0.2 and weights["gradient_max"] > 0
 
 
 def test_unknown_loss_terms_of_caf_are_named():

@@ -71,12 +71,13 @@ def test_an_empty_folder_says_what_was_expected(tmp_path):
         PairFolder(tmp_path)
 
 
-def test_wrong_channel_counts_are_named(pairs):
-    two = np.zeros((48, 64, 2), np.uint8)
-    ok, data = cv2.imencode(".png", np.dstack((two, two)))
-    assert ok
-    (pairs / "ir" / "00.png").write_bytes(data)  # four channels: colour with alpha is fine
+def test_a_colour_image_with_alpha_is_fine_but_pixels_of_another_type_are_named(pairs):
+    cv2.imwrite(str(pairs / "ir" / "00.png"), np.zeros((48, 64, 4), np.uint8))
     assert len(PairFolder(pairs)) == 3
+    cv2.imwrite(str(pairs / "ir" / "02.tif"), np.zeros((48, 64), np.float32))
+    (pairs / "ir" / "02.png").unlink()
+    with pytest.raises(DataError, match="02.tif: pixels are float32; expected 8 or 16 bit"):
+        PairFolder(pairs)
 
 
 def test_roots_are_found_below_a_folder_of_sets(pairs, tmp_path):
@@ -127,10 +128,13 @@ def test_an_unknown_setting_lists_the_known_ones():
         load_config(["max_step=7"], CONFIG)
 
 
-def test_resuming_continues_the_step_count_and_ends_where_an_unbroken_run_ends(pairs, tmp_path):
-    whole = Trainer(tiny(pairs, tmp_path, method="caf", output=str(tmp_path / "whole")))
+@pytest.mark.parametrize("method", ["caf", "cfi"])
+def test_resuming_continues_the_step_count_and_ends_where_an_unbroken_run_ends(
+    method, pairs, tmp_path
+):
+    whole = Trainer(tiny(pairs, tmp_path, method=method, output=str(tmp_path / "whole")))
     whole.fit()
-    part = tiny(pairs, tmp_path, method="caf")
+    part = tiny(pairs, tmp_path, method=method)
     broken = Trainer(part)
     original = broken.save
 
@@ -151,6 +155,15 @@ def test_resuming_continues_the_step_count_and_ends_where_an_unbroken_run_ends(p
     assert resumed.step == 4
     for key, value in whole.average.items():
         assert torch.allclose(value.float(), resumed.average[key].float(), atol=1e-5), key
+
+
+def test_a_resumed_run_keeps_its_settings_and_a_finished_one_its_record(pairs, tmp_path):
+    Trainer(tiny(pairs, tmp_path, method="caf", lr=1e-3)).fit()
+    record = (tmp_path / "run" / "run.json").read_text()
+    config = load_config(["method=caf", "resume=true", f"output={tmp_path / 'run'}"], CONFIG)
+    assert (config.crop, config.max_steps, config.lr) == (32, 4, 1e-3)
+    Trainer(config).fit()
+    assert (tmp_path / "run" / "run.json").read_text() == record
 
 
 def test_resuming_without_a_checkpoint_says_where_it_looked(pairs, tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,28 +26,35 @@ DEFAULT_WEIGHTS = {
 
 
 class Vgg16Perceptual(nn.Module):
-    """Mean L1 distance of VGG-16 features after layers 1, 3, 5, 9 and 13, weights by torchvision.
+    """Mean L1 distance of VGG-16 features after its convolutions 1, 3, 5, 9 and 13 with ReLU.
 
     The gradient flows through the first argument into the fusion network. Inputs `[B, 1, H, W]`.
+
+    Args:
+        pretrained: take torchvision's ImageNet weights, which it downloads once.
     """
 
-    LAYERS = (1, 3, 5, 9, 13)
+    CONVOLUTIONS = (1, 3, 5, 9, 13)
 
-    def __init__(self):
+    def __init__(self, pretrained: bool = True):
         super().__init__()
         from torchvision.models import VGG16_Weights, vgg16
 
-        self.features = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features[: self.LAYERS[-1] + 1]
-        self.features.eval().requires_grad_(False)
+        layers = vgg16(weights=VGG16_Weights.IMAGENET1K_V1 if pretrained else None).features
+        for layer in layers:
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # it would overwrite the features that are compared
+        self.features = layers.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
 
     def _layers(self, x: Tensor) -> list[Tensor]:
         x = (x.expand(-1, 3, -1, -1) - self.mean) / self.std
-        kept = []
-        for index, layer in enumerate(self.features):
+        kept, convolutions = [], 0
+        for layer in self.features:
             x = layer(x)
-            if index in self.LAYERS:
+            convolutions += isinstance(layer, nn.Conv2d)
+            if isinstance(layer, nn.ReLU) and convolutions in self.CONVOLUTIONS:
                 kept.append(x)
         return kept
 
@@ -67,12 +72,12 @@ class CafObjective(nn.Module):
     elsewhere.
 
     Args:
-        weights: weight of each term by name; terms left out weigh nothing and are not computed.
+        weights: weight of each term by name, over :data:`DEFAULT_WEIGHTS`; 0 leaves a term out.
         perceptual_scale: factor on the perceptual terms (0.1 in the released code).
         ssim_window: 5 in the released code.
         scd, information: weights of the natural terms shared by all methods (not in the paper).
     Raises:
-        ValueError: a weight of an unknown term.
+        ValueError: a weight of an unknown term, or perceptual terms without VGG-16 at hand.
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class CafObjective(nn.Module):
         **target,
     ):
         super().__init__()
-        self.weights = dict(DEFAULT_WEIGHTS if weights is None else weights)
+        self.weights = {**DEFAULT_WEIGHTS, **(weights or {})}
         unknown = sorted(set(self.weights) - set(TERMS))
         if unknown:
             raise ValueError(f"unknown loss terms {unknown}: choose from {', '.join(TERMS)}")
@@ -97,11 +102,10 @@ class CafObjective(nn.Module):
             try:
                 self.perceptual = Vgg16Perceptual()
             except Exception as error:  # no torchvision, or its weights cannot be downloaded
-                warnings.warn(
-                    f"perceptual terms are left out: VGG-16 is not to be had ({error}); connect "
-                    "once to let torchvision download it, or set their weights to 0",
-                    stacklevel=2,
-                )
+                raise ValueError(
+                    f"the perceptual terms need VGG-16, which is not to be had ({error}): connect "
+                    "once to let torchvision download it, or leave their weights at 0"
+                ) from error
 
     def term(self, name: str, fused: Tensor, batch: Batch, target) -> Tensor:
         """Value of one unweighted term, a scalar."""
@@ -126,7 +130,7 @@ class CafObjective(nn.Module):
         terms = {
             name: weight * self.term(name, fused, batch, target)
             for name, weight in self.weights.items()
-            if weight and (self.perceptual is not None or not name.startswith("perceptual"))
+            if weight
         }
         if self.scd:
             terms["scd"] = self.scd * scd_loss(fused, batch.ir, batch.vi)
