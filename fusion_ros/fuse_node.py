@@ -161,7 +161,6 @@ class FuseNode(LifecycleNode):
             parameters.reuse_slower,
         )
         self._resets = 0
-        self._checked: PairingCounts | None = None
         self._settings = parameters
         if parameters.detect:
             try:
@@ -193,6 +192,8 @@ class FuseNode(LifecycleNode):
 
     def _activate(self) -> None:
         now = time.monotonic()
+        # The pairer's counts go on, the cameras are new: nothing to compare yet.
+        self._checked: PairingCounts | None = None
         self._thermal = _Camera("thermal", self._pairer.add_thermal, now)
         self._rgb = _Camera("rgb", self._pairer.add_visible, now)
         self._calibration_awaited = not self._settings.homography
@@ -494,7 +495,7 @@ class FuseNode(LifecycleNode):
             getattr(counts, stream).received - getattr(before, stream).received
             for stream in ("thermal", "visible")
         ]
-        if min(new) < _FEW_IMAGES:
+        if min(new) < _FEW_IMAGES or None in (self._thermal.stamp_ns, self._rgb.stamp_ns):
             self._checked = before
             return
         p = self._settings

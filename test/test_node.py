@@ -256,6 +256,22 @@ def test_life_cycle_goes_round_twice_and_listens_only_while_active(bench):
     assert node._state_machine.current_state[0] == State.PRIMARY_STATE_FINALIZED
 
 
+def test_unpaired_images_from_before_a_pause_are_no_matter_after_it(bench):
+    node = bench().node
+    assert node.start()
+    node._on_second()
+    for number in range(8):
+        for camera, ahead in ((node._thermal, 0), (node._rgb, 500_000_000)):
+            stamp = Time(nanoseconds=1_000_000_000 * (1 + number) + ahead)
+            header = Header(stamp=stamp.to_msg())
+            node._on_image(camera, images.fill(Image(), picture("mono8"), "mono8", header))
+    assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    for _ in range(2):
+        node._on_second()
+    assert "unpaired" not in node._monitor.snapshot().counters
+
+
 def test_a_model_that_is_none_leaves_the_node_unconfigured_and_able_to_try_again(bench, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
