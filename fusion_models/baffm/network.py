@@ -187,7 +187,7 @@ class Baffm(nn.Module):
         channels: n of the extractor. adjustment: False ablates the back-door adjustment.
         prior: 'uniform' (the paper's 1/N) or 'frequency' of the clusters.
         dictionary: file of the scene dictionary ('' for the shipped one).
-        entries: N when no dictionary is wanted from a file (random entries, for tests); 0: read it.
+        random_entries: N of a random dictionary, to try the network without one; 0: read it.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Baffm(nn.Module):
         adjustment: bool = True,
         prior: str = "uniform",
         dictionary: str = "",
-        entries: int = 0,
+        random_entries: int = 0,
     ):
         super().__init__()
         if prior not in ("uniform", "frequency"):
@@ -206,11 +206,10 @@ class Baffm(nn.Module):
         self.adjust_ir: nn.Module = nn.Identity()
         self.adjust_vi: nn.Module = nn.Identity()
         if adjustment:
-            if entries:
-                uniform = torch.full((entries,), 1.0 / entries)
-                scenes = SceneDictionary(
-                    torch.randn(entries, 32), torch.randn(entries, 32), uniform, uniform, "random"
-                )
+            if random_entries:
+                ir, vi = torch.randn(2, random_entries, 32)
+                uniform = torch.full((random_entries,), 1.0 / random_entries)
+                scenes = SceneDictionary(ir, vi, uniform, uniform, "random")
             else:
                 scenes = SceneDictionary.load(*([dictionary] if dictionary else []))
 
