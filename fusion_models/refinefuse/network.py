@@ -5,13 +5,14 @@ Paper: RefineFuse, a multi-scale interaction network for multi-modal image fusio
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusion_models.layers import ResidualTanhHead, pool_tokens, upsample
+from fusion_models.layers import ResidualTanhHead, RowThenColumnConv, pool_tokens, upsample
 from fusion_models.refinefuse.objective import RefineFuseObjective
 from fusion_models.registry import ModelCard, register_model
 
@@ -54,9 +55,12 @@ class Sfim(nn.Module):
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
         if self.attention is not None:
             strongest = torch.maximum(ir.amax(1, keepdim=True), vi.amax(1, keepdim=True))
-            mean = (ir.mean(1, keepdim=True) + vi.mean(1, keepdim=True)) * 0.5
+            # The mean over channels as a 1x1 convolution: a few times faster than a reduction.
+            share = ir.new_full((1, ir.shape[1], 1, 1), 0.5 / ir.shape[1])
+            mean = F.conv2d(ir, share) + F.conv2d(vi, share)
             a = torch.sigmoid(self.attention(torch.cat((strongest, mean), 1)))
-            ir, vi = ir + ir * a[:, :1], vi + vi * a[:, 1:]
+            a = 1.0 + a  # theta + theta * A with one pass over theta
+            ir, vi = ir * a[:, :1], vi * a[:, 1:]
         return self.fuse(ir, vi)
 
 
@@ -174,3 +178,10 @@ class RefineFuse(nn.Module):
         for decode, integrate, shallow in zip(self.decode, self.integrate, features[2::-1]):
             y = integrate(decode(y), shallow)
         return self.head(self.reconstruct(y), ir, vi)
+
+    def deploy(self) -> nn.Module:
+        """Copy whose last convolution, to one channel, is in the form that runtimes run fast."""
+        folded = copy.deepcopy(self)
+        last = self.reconstruct[-1]
+        folded.reconstruct[-1] = RowThenColumnConv(last.weight, last.bias)
+        return folded
