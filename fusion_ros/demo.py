@@ -45,7 +45,7 @@ SHARE = 0.6
 """Of the time between two pairs, what the networks may take; the rest is for all other work."""
 PAIRS = 100
 STILLS = 5
-LEAD_S, LONGEST_END_S = 3.0, 6.0
+LEAD_S, LONGEST_END_S = 5.0, 6.0
 STREAM = ("received", "paired", "too_far", "missing", "stale", "waiting")
 KEPT_FRAMES = 30
 LEAST_PANEL, TITLE = 480, 30
@@ -247,6 +247,7 @@ def _camera(name: str, options: argparse.Namespace, plan: Plan, logs: Path, star
         "rate": plan.rate,
         "frames": plan.pairs,
         "start_time": f"'{start_ns}'",
+        "wait_for_subscribers": 2,  # the node and the recorder
     }
     if options.data:
         values |= {"source": "files", "path": f"'{options.data.resolve()}'"}

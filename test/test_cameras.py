@@ -287,7 +287,7 @@ def test_file_cameras_publish_pair_k_at_the_same_stamp_and_lose_none(listener, t
 
 def test_a_simulated_camera_waits_for_its_subscriber_and_stamps_with_its_clock_offset(listener):
     node = _start('thermal', scene='night', rate=10, frames=8, clock_offset=0.037,
-                  wait_for_subscriber=True, width=96, height=80)
+                  wait_for_subscribers=1, width=96, height=80)
     try:
         got = listener(lambda: node.poll() is not None, 30.0)
         got = listener(lambda: False, 0.5)
@@ -303,6 +303,32 @@ def test_a_simulated_camera_waits_for_its_subscriber_and_stamps_with_its_clock_o
     k = CameraModel.from_fov(96, 80, 66.0).matrix
     assert np.allclose(infos[0].k, k.ravel()) and np.allclose(infos[0].p[:3], k[0])
     assert frames[0].header.frame_id == 'thermal_optical_frame'
+
+
+def test_a_late_camera_with_a_start_time_ends_with_the_grid(listener):
+    start = time.time_ns() - 3_600_000_000_000
+    node = _start('rgb', scene='day', rate=10, frames=36_050, start_time=f"'{start}'", width=64,
+                  height=48, wait_for_subscribers=1)
+    try:
+        got = listener(lambda: node.poll() is not None, 30.0)
+        got = listener(lambda: False, 0.5)
+    finally:
+        node.kill()
+        output = node.communicate()
+    assert node.returncode == 0, output
+    stamps = _stamps(got['rgb', 'Image'])
+    assert len(stamps) < 50 and (stamps < start + 3_605_000_000_000).all()
+
+
+def test_a_folder_of_unreadable_images_ends_all_the_same(tmp_path):
+    pytest.importorskip('rclpy')
+    image = np.zeros((12, 16), np.uint8)
+    _write_pairs(tmp_path, {f'{k}': (image, image) for k in range(4)})
+    for k in range(1, 4):
+        (tmp_path / f'vi/{k}.bmp').write_bytes(b'no image')
+    node = _start('rgb', source='files', path=tmp_path, rate=20, frames=8)
+    out, err = node.communicate(timeout=20)
+    assert node.returncode == 0 and '2 frames sent' in out, (out, err)
 
 
 def test_an_interrupted_camera_ends_cleanly():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -584,8 +585,7 @@ def test_cameras_of_two_rates_and_clocks_for_ten_seconds(average, tmp_path, list
     make, spin = listen
     namespace = next(names)
     listener = make(namespace)
-    offset, start = 0.31, time.time_ns()
-    shared = {"scene": "night", "wait_for_subscriber": True, "start_time": f"'{start}'"}
+    offset = 0.31
     processes = [
         Process(
             tmp_path / "fuse", "fusion_ros.fuse_node", f"/{namespace}", method=average,
@@ -594,30 +594,38 @@ def test_cameras_of_two_rates_and_clocks_for_ten_seconds(average, tmp_path, list
     ]
     try:
         assert spin(lambda: listener.count_subscribers("rgb/image_raw") == 1, 15)
+        # So late that both cameras have found the node by then.
+        start = time.time_ns() + 6_000_000_000
+        shared = {"scene": "night", "wait_for_subscribers": 1, "start_time": f"'{start}'"}
         for camera, rate, clock_offset in (("rgb", 30.0, 0.0), ("thermal", 9.0, offset)):
             processes.append(
                 Process(
                     tmp_path / camera, "fusion_ros.cameras.camera_node", f"/{namespace}/{camera}",
                     camera=camera, rate=rate, clock_offset=clock_offset, frames=int(10 * rate),
-                    width=320, height=240, **shared,
+                    width=160, height=120, **shared,
                 )
             )
         assert spin(lambda: all(p.process.poll() is not None for p in processes[1:]), 40)
+        # A busy machine may skip frames; none that was sent may be lost.
+        sent = {
+            p.log.name: int(re.search(r"(\d+) frames sent", p.log.read_text())[1])
+            for p in processes[1:]
+        }
+        skipped = 390 - sum(sent.values())
+        assert skipped < 20, sent
 
         def settled() -> bool:
             left = ("in_progress", "rgb_waiting", "thermal_waiting")
-            return listener.count("thermal_received") == 90 and not any(map(listener.count, left))
+            received = {name: listener.count(f"{name}_received") for name in sent}
+            return received == sent and not any(map(listener.count, left))
 
-        assert spin(settled, 8), listener.status
+        assert spin(settled, 8), (sent, listener.status)
     finally:
         logs = [process.stop() for process in processes]
     assert not any("Traceback" in log or "xception" in log for log in logs), logs
     status = listener.status
     assert_adds_up(status)
-    assert (listener.count("rgb_received"), listener.count("thermal_received")) == (300, 90)
-    # Neither camera waits for the other: what one sent before the other began has no partner.
-    assert listener.count("thermal_paired") >= 75, status
-    assert listener.count("rgb_paired") == listener.count("thermal_paired")
+    assert listener.count("thermal_paired") == listener.count("rgb_paired") >= 90 - skipped, status
     assert listener.count("rejected") == 0
     published = [stamp for stamp, _, _ in listener.fused]
     assert len(published) == len(set(published)) > 60
@@ -642,7 +650,8 @@ def test_published_boxes_are_those_of_ultralytics_on_the_same_fused_images(
     count = 12
     shared = {
         "source": "files", "path": shared_data / "data/roadscene/test", "rate": 2.0,
-        "frames": count, "start_time": f"'{time.time_ns() + 5_000_000_000}'",
+        "frames": count, "start_time": f"'{time.time_ns() + 8_000_000_000}'",
+        "wait_for_subscribers": 1,
     }
     processes = [
         Process(
@@ -658,12 +667,12 @@ def test_published_boxes_are_those_of_ultralytics_on_the_same_fused_images(
         ),
     ]
     try:
-        spin(lambda: len(listener.boxes) == count, 25)
+        spin(lambda: len(listener.boxes) == count, 30)
     finally:
         logs = [process.stop() for process in processes]
     compared = 0
     fused = {stamp: image for stamp, _, image in listener.fused}
-    assert len(listener.boxes) >= count - 2, logs
+    assert len(listener.boxes) == count, logs
     for stamp, boxes in listener.boxes.items():
         if stamp not in fused:
             continue

@@ -58,7 +58,7 @@ class Settings:
     start_ns: int            # 0: the grid starts at the clock's zero
     offset_ns: int
     jitter: float
-    wait_for_subscriber: bool
+    wait_for_subscribers: int
     reliable: bool
     frame_id: str
 
@@ -79,13 +79,14 @@ _PARAMETERS = {
             'thermal', (0.0, 120.0), None),
     'encoding': ('', 'of the published images; empty: bgr8 for rgb, mono16 for thermal, from files '
                  'as deep as stored', None, None),
-    'frames': (0, 'end after so many frames; 0: never', (0, 2 ** 31 - 1), None),
+    'frames': (0, 'end after so many frames, counting from start_time if that is set; 0: never',
+               (0, 2 ** 31 - 1), None),
     'loop': (True, 'source files: start over after the last pair', None, None),
     'clock_offset': (0.0, "seconds by which this camera's stamps run ahead of the node's clock",
                      (-10.0, 10.0), None),
     'jitter': (0.0, 'standard deviation of the time of exposure in seconds', (0.0, 1.0), None),
-    'wait_for_subscriber': (False, 'send nothing before somebody subscribes to image_raw', None,
-                            None),
+    'wait_for_subscribers': (0, 'send nothing before so many subscribe to image_raw', (0, 100),
+                             None),
     'qos': ('reliable', 'reliability of image_raw and camera_info', None,
             ('reliable', 'best_effort')),
     'frame_id': ('', 'of the headers; empty: <camera>_optical_frame', None, None),
@@ -137,7 +138,7 @@ def _declare(node: Node) -> Settings:
         values['camera'], values['source'], values['path'], values['scene'], values['seed'], rate,
         values['width'], values['height'], values['fov'], values['encoding'], values['frames'],
         values['loop'], _start_ns(start), round(values['clock_offset'] * 1e9), values['jitter'],
-        values['wait_for_subscriber'], values['qos'] == 'reliable',
+        values['wait_for_subscribers'], values['qos'] == 'reliable',
         values['frame_id'] or f"{values['camera']}_optical_frame")
 
 
@@ -244,8 +245,8 @@ class CameraNode(Node):
     def run(self) -> int:
         """Sends frames until the last one or shutdown; returns how many were sent."""
         try:
-            if self.settings.wait_for_subscriber:
-                self._wait_for_subscriber()
+            if self.settings.wait_for_subscribers:
+                self._wait_for_subscribers()
             self._send()
         finally:
             self._finish()
@@ -255,7 +256,11 @@ class CameraNode(Node):
         s = self.settings
         index = self._next_index()
         origin = self._origin(index)
-        while self.context.ok() and not (s.frames and self.sent >= s.frames):
+        tried = 0
+        while self.context.ok():
+            # By the grid where cameras share one: a late one leaves no tail without partners.
+            if s.frames and (index if s.start_ns else tried) >= s.frames:
+                break
             if index - origin >= self._source.count:
                 break
             exposed = s.start_ns + round(index * 1e9 / s.rate) + self._jitter_ns(index)
@@ -265,6 +270,7 @@ class CameraNode(Node):
                 index = self._next_index()
                 origin = self._origin(index)
                 continue
+            tried += 1                           # unreadable frames too, or it might never end
             if frame is not None:
                 self._publish(frame, exposed + s.offset_ns)
             following = max(index + 1, self._next_index())
@@ -343,13 +349,18 @@ class CameraNode(Node):
             info.p = np.hstack([model.matrix, np.zeros((3, 1))]).ravel().tolist()
         return info
 
-    def _wait_for_subscriber(self) -> None:
+    def _wait_for_subscribers(self) -> None:
+        awaited = self.settings.wait_for_subscribers
         asked = time.monotonic()
-        while self._images.get_subscription_count() == 0 and self.context.ok():
+        while self.context.ok():
+            found = self._images.get_subscription_count()
+            if found >= awaited:
+                break
             self._waiter.spin_once(timeout_sec=0.05)
             if time.monotonic() - asked > 5.0:
                 asked = time.monotonic()
-                self.get_logger().info(f'waiting for a subscriber of {self._images.topic_name}')
+                self.get_logger().info(
+                    f'waiting for subscribers of {self._images.topic_name}: {found} of {awaited}')
         # The other end learns of this publisher a little later than this end of it.
         time.sleep(0.3)
 
