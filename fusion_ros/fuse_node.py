@@ -7,6 +7,7 @@ along the pipeline and publishes. A bad frame costs that frame and is counted.
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -51,6 +52,10 @@ _RECENT_S = 5.0
 """Faults no older than this make the diagnostics a warning."""
 _CALIBRATION_S = 0.2
 """What the first frame waits for camera_info, at most."""
+_STOP_S = 5.0
+"""What the end waits for the frame in hand, which may be building an engine, at most."""
+_SAME_INTERRUPT_S = 1.0
+"""Terminal and launcher both hand on one Ctrl-C: only a later signal is a second one."""
 _ODD_LATENCY_MS = 10_000.0
 """Beyond this it is the clocks that differ."""
 
@@ -144,10 +149,13 @@ class FuseNode(LifecycleNode):
         self.close()
         return super().on_error(state)
 
-    def close(self) -> None:
-        """Stop the threads and free the networks, from any state."""
-        self._deactivate()
-        self._release()
+    def close(self) -> bool:
+        """Stop the threads and free the networks, from any state.
+
+        False if a thread is still busy after some seconds; what it uses is not freed then.
+        """
+        self._deactivate(_STOP_S)
+        return self._release() and self._worker is None
 
     def _configure(self) -> None:
         parameters = Parameters.from_node(self)
@@ -237,26 +245,33 @@ class FuseNode(LifecycleNode):
             )
             self._entities.append((self.destroy_subscription, subscription))
 
-    def _deactivate(self) -> None:
+    def _deactivate(self, timeout: float | None = None) -> None:
         for destroy, entity in self._entities:
             destroy(entity)
         self._entities.clear()
         if self._worker is not None:
-            lost = self._worker.stop() + len(self._pairer.flush())
+            lost = self._worker.stop(timeout) + len(self._pairer.flush())
             self._monitor.count("displaced", lost)
-            self._worker = None
+            if not self._worker.alive:
+                self._worker = None
 
-    def _release(self) -> None:
+    def _release(self) -> bool:
+        """Free what `_configure` made; False if a load goes on."""
+        ended = True
         if self._loader is not None:
             # A load under way may take minutes: its result is thrown away when it comes.
-            self._loader.stop(timeout=0.0)
-            self._loader = None
+            self._loader.stop(timeout=0.1)
+            ended = not self._loader.alive
+            if ended:
+                self._loader = None
         for publisher in self._publishers_of.values():
             self.destroy_lifecycle_publisher(publisher)
         self._publishers_of = {}
-        if self._pipeline is not None:
+        # A frame in hand runs on the networks: freeing them under it would crash the process.
+        if self._pipeline is not None and self._worker is None:
             self._pipeline.close()
         self._pipeline = self._settings = None
+        return ended
 
     # --- Parameters ---------------------------------------------------------------------------
 
@@ -582,35 +597,54 @@ def _detection_array(detections: list[Detection], header: Header) -> Any:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is interrupted; 1 if its parameters or models cannot be used."""
+    """Run the node until it is interrupted; 1 if its parameters or models cannot be used.
+
+    A thread that is busy then, such as with building an engine, is given some seconds, and ends
+    with the process.
+    """
     # rclpy's own handlers pull the context away from under the threads. With these an interrupt is
     # an exception in this thread, wherever it is, and the node ends in order.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    node = None
+    node, status, closed = None, 0, True
     try:
         node = FuseNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         if node.get_parameter("autostart").value and not node.start():
-            return 1
-        while rclpy.ok():
+            status = 1
+        while not status and rclpy.ok():
             # Returns now and then, since signals are not seen while it waits.
             executor.spin_once(timeout_sec=0.2)
     except ParameterException as error:
         print(f"fuse_node: {error}", file=sys.stderr)
-        return 1
+        status = 1
     except KeyboardInterrupt:
         pass
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        _end_at_once_by_another_signal()
         if node is not None:
-            node.close()
+            closed = node.close()
             node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    if not closed:
+        # Python's own end would take the libraries away from under the thread.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _end_at_once_by_another_signal() -> None:
+    ending_since = time.monotonic()
+
+    def end(number: int, frame: object) -> None:
+        if time.monotonic() - ending_since > _SAME_INTERRUPT_S:
+            os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ class Worker(Generic[T]):
         with self._changed:
             return self._busy + (self._waiting is not None)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs: after `stop`, that the item in hand took too long."""
+        return self._thread.is_alive()
+
     def stop(self, timeout: float | None = None) -> bool:
         """End the thread once the item in hand is done; True if another one was waiting.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import signal
 import subprocess
@@ -313,6 +312,63 @@ def test_a_signal_ends_the_process_cleanly(number, average):
         _, log = process.communicate(timeout=15)
     assert process.returncode == 0, log
     assert "Traceback" not in log
+
+
+BUSY = """
+import sys, time
+from fusion_ros import fuse_node
+
+activate = fuse_node.FuseNode._activate
+
+def activate_and_be_busy(node):
+    activate(node)
+    node._worker.submit("a frame for which an engine is built")
+    print("busy", file=sys.stderr, flush=True)
+
+fuse_node.FuseNode._activate = activate_and_be_busy
+fuse_node.FuseNode._process = lambda node, job: time.sleep(60)
+fuse_node._STOP_S = float(sys.argv.pop(1))
+sys.exit(fuse_node.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("patience", "signals", "status"), [(0.5, 1, 0), (30, 2, 128 + signal.SIGINT)]
+)
+def test_a_busy_worker_keeps_no_process_from_ending(patience, signals, status, average):
+    command = [sys.executable, "-c", BUSY, str(patience), "--ros-args", "-p", "detect:=false"]
+    command += ["-p", f"method:={average}", "-r", f"__ns:=/{next(names)}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("busy"):
+                break
+        for _ in range(signals):
+            time.sleep(1.5)
+            process.send_signal(signal.SIGINT)
+        try:
+            _, log = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert process.returncode == status, log
+    assert "Traceback" not in log
+
+
+def test_networks_are_not_freed_under_a_frame_in_hand(bench, monkeypatch):
+    monkeypatch.setattr("fusion_ros.fuse_node._STOP_S", 0.2)
+    one = bench().start()
+    pipeline, held, go_on = one.node._pipeline, threading.Event(), threading.Event()
+    monkeypatch.setattr(pipeline, "fuse", lambda *pair: held.set() or go_on.wait(10))
+    closed: list[bool] = []
+    monkeypatch.setattr(pipeline, "close", lambda: closed.append(True))
+    stamp = time.time_ns()
+    for number in range(3):
+        one.send(stamp + number)
+    assert until(held.is_set)
+    one._executor.shutdown()
+    assert one.node.close() is False
+    assert not closed
+    go_on.set()
+    assert one.node.close() is True
 
 
 # --- Images --------------------------------------------------------------------------------------

@@ -52,4 +52,7 @@ def test_a_handler_that_hangs_does_not_keep_stop_from_returning():
     worker.submit(1)
     assert gate.started.wait(5)
     assert worker.stop(timeout=0.05) is False
+    assert worker.alive
     gate.go_on.set()
+    worker.stop()
+    assert not worker.alive
