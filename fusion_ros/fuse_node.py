@@ -456,7 +456,8 @@ class FuseNode(LifecycleNode):
         self._calibration_awaited = False
         end = time.monotonic() + _CALIBRATION_S
         for camera in (self._thermal, self._rgb):
-            if self.count_publishers(f"{camera.name}/camera_info"):
+            # Unlike subscribing, counting takes a name as it is, without remapping it.
+            if self.count_publishers(self.resolve_topic_name(f"{camera.name}/camera_info")):
                 camera.has_info.wait(max(0.0, end - time.monotonic()))
 
     def _wanted(self, topic: str) -> bool:

@@ -433,6 +433,16 @@ def test_calibrated_cameras_are_registered_from_the_first_frame_on(bench):
     assert fused[40, 4].max() == 0  # by the RGB camera only
 
 
+def test_calibration_is_awaited_under_a_remapped_topic(bench, monkeypatch):
+    node = bench().node
+    monkeypatch.setattr(node, "resolve_topic_name", lambda topic: f"/remapped/{topic}")
+    asked: list[str] = []
+    monkeypatch.setattr(node, "count_publishers", lambda topic: asked.append(topic) or 0)
+    assert node.start()
+    node._await_calibration()
+    assert asked == ["/remapped/thermal/camera_info", "/remapped/rgb/camera_info"]
+
+
 def test_a_silent_camera_is_named_and_the_other_goes_on_if_the_policy_says_so(bench):
     one = bench(camera_timeout=0.2).start()
     visible = picture("bgr8", 100)
