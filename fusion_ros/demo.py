@@ -46,6 +46,10 @@ SHARE = 0.6
 PAIRS = 100
 STILLS = 5
 LEAD_S, LONGEST_END_S = 5.0, 6.0
+LONGEST_START_S, LATEST_S = 60.0, 15.0
+"""What the node may take until it reports, and the cameras beyond the time of their frames."""
+SETTLE_NS = 200_000_000
+"""What was received may still wait to be taken in: a status is judged from so much later."""
 STREAM = ("received", "paired", "too_far", "missing", "stale", "waiting")
 KEPT_FRAMES = 30
 LEAST_PANEL, TITLE = 480, 30
@@ -225,11 +229,13 @@ class Child:
         code = self._process.poll()
         if code is None or (code == 0 and may_end):
             return
+        raise self.error(f"ended with status {code}")
+
+    def error(self, text: str) -> DemoError:
+        """The error to raise for what `text` says of the process, with the end of its log."""
         last = self.log.read_text(errors="replace").splitlines()[-15:]
-        raise DemoError(
-            f"the process {self.name} ended with status {code}; its log, {self.log}, ends with\n"
-            + "\n".join(f"  {line}" for line in last)
-        )
+        lines = "\n".join(f"  {line}" for line in last)
+        return DemoError(f"the process {self.name} {text}; its log, {self.log}, ends with\n{lines}")
 
     def stop(self) -> None:
         if not self.ended():
@@ -279,7 +285,7 @@ class Recorder(Node):
         super().__init__("demo")
         self.start_ns = 0
         self.status: dict[str, str] = {}
-        self.status_at = 0.0
+        self.status_ns = 0
         self.codec = ""
         self._output, self._plan, self._scene = output, plan, scene
         self._gain = GainControl(**plan.gain())
@@ -311,10 +317,10 @@ class Recorder(Node):
         """Take in what comes within a tenth of a second."""
         self._executor.spin_once(timeout_sec=0.1)
 
-    def settled(self, since: float) -> bool:
-        """Whether the node has said, since then (monotonic), that nothing is left to do."""
+    def settled(self, since_ns: int) -> bool:
+        """Whether the node has reported, by the stamp of its report, that nothing is left to do."""
         left = ("in_progress", "thermal_waiting", "rgb_waiting")
-        return self.status_at > since and not any(self._count(name) for name in left)
+        return self.status_ns > since_ns and not any(self._count(name) for name in left)
 
     def finish(self) -> Summary:
         """Write stills and `summary.json`, close the video."""
@@ -332,7 +338,7 @@ class Recorder(Node):
         for status in msg.status:
             if status.name == "fuse_node: fusion":
                 self.status = {value.key: value.value for value in status.values}
-                self.status_at = time.monotonic()
+                self.status_ns = _stamp_ns(msg)
 
     def _on_thermal(self, msg: Image) -> None:
         thermal = images.thermal_array(msg)
@@ -480,7 +486,7 @@ def _keep(frames: OrderedDict[int, np.ndarray], msg: Image, image: np.ndarray) -
         frames.popitem(last=False)
 
 
-def _stamp_ns(msg: Image) -> int:
+def _stamp_ns(msg: Image | DiagnosticArray) -> int:
     return Time.from_msg(msg.header.stamp).nanoseconds
 
 
@@ -539,6 +545,8 @@ def _run(options: argparse.Namespace, parameters: Parameters) -> Summary:
         recorder = Recorder(output, plan, scene=None if options.data else "tour")
         while not recorder.status:
             fusion.check()
+            if time.monotonic() > begun + LONGEST_START_S:
+                raise fusion.error(f"has reported nothing for {LONGEST_START_S:.0f} s")
             recorder.spin()
         # Time for the cameras to start and to be found, longer where the node took longer too.
         lead_s = max(LEAD_S, 1.5 * (time.monotonic() - begun))
@@ -547,13 +555,18 @@ def _run(options: argparse.Namespace, parameters: Parameters) -> Summary:
             _camera(name, options, plan, logs, recorder.start_ns) for name in ("thermal", "rgb")
         ]
         children += cameras
-        while not all(camera.ended() for camera in cameras):
+        latest = time.monotonic() + lead_s + plan.duration_s + LATEST_S
+        while running := [camera for camera in cameras if not camera.ended()]:
             fusion.check()
             for camera in cameras:
                 camera.check(may_end=True)
+            if time.monotonic() > latest:
+                raise running[0].error(f"should have ended {LATEST_S:.0f} s ago")
             recorder.spin()
-        ended = time.monotonic()
-        while not recorder.settled(ended) and time.monotonic() < ended + LONGEST_END_S:
+        for camera in cameras:
+            camera.check(may_end=True)
+        ended, ended_ns = time.monotonic(), time.time_ns() + SETTLE_NS
+        while not recorder.settled(ended_ns) and time.monotonic() < ended + LONGEST_END_S:
             fusion.check()
             recorder.spin()
         if not recorder.codec:

@@ -53,6 +53,27 @@ def test_a_process_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "log", "says"),
+    [
+        ("LONGEST_START_S = 0.0", "fuse_node.log", "has reported nothing"),
+        ("LATEST_S = -60.0", "thermal_camera.log", "should have ended"),
+    ],
+)
+def test_a_process_that_takes_too_long_is_named_with_its_log(limit, log, says, tmp_path):
+    method = write_fusion_onnx(tmp_path / "average.onnx")
+    code = f"import sys; from fusion_ros import demo; demo.{limit}; sys.exit(demo.main())"
+    command = [sys.executable, "-c", code, "--method", method, "--output", tmp_path / "out"]
+    command += ["--pairs", "10", "--rate", "10", "--width", "160", "--height", "120"]
+    run = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 1
+    assert log in run.stderr and says in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
 def test_it_leaves_stills_a_video_and_a_summary_that_adds_up(tmp_path):
     method = write_fusion_onnx(tmp_path / "average.onnx")
     detector = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
