@@ -13,11 +13,16 @@ import torch
 from torch import nn
 
 import fusion_models
+from fusion_models.half import to_half
 from fusion_models.registry import deploy_form
 
 OPSET = 18
 MULTIPLE = 8
 """Height and width of the exported network's inputs are multiples of this, at least 32."""
+
+
+FP16_LIMIT = 2 / 255
+"""Mean absolute difference to float32 up to which a float16 network is shipped."""
 
 
 class ExportError(RuntimeError):
@@ -111,6 +116,52 @@ def export_onnx(model: nn.Module, path: Path, info: ExportInfo) -> Path:
     return path
 
 
+def export_fp16(path: Path) -> Path:
+    """Writes `<name>.fp16.onnx` beside a float32 `<name>.onnx`; inputs and output stay float32.
+
+    See :func:`fusion_models.half.to_half` for what computes in float16.
+
+    Raises:
+        ExportError: a parameter does not fit float16, or the mean absolute difference of the two
+            files' outputs on a reference pair exceeds 2/255.
+    """
+    path = Path(path)
+    try:
+        proto = to_half(onnx.load(path))
+    except ValueError as error:
+        raise ExportError(f"{path}: {error}") from error
+    proto.metadata_props.add(key="precision", value="fp16")
+    onnx.checker.check_model(proto, full_check=True)
+    half = path.with_suffix(".fp16.onnx")
+    pair = reference_pair((480, 640))
+    wanted, got = (_run(file, pair) for file in (path, proto.SerializeToString()))
+    difference = float(np.abs(got - wanted).mean())
+    if not difference <= FP16_LIMIT:
+        raise ExportError(
+            f"{half}: differs from float32 by {difference * 255:.2f}/255 in the mean, allowed are "
+            f"{FP16_LIMIT * 255:.0f}/255; ship float32 only"
+        )
+    onnx.save_model(proto, half)
+    return half
+
+
+def reference_pair(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Two smooth random pictures with some noise, `[2, 1, 1, H, W]` float32 in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.random((2, 1, 12, 16), np.float32))
+    pair = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
+    noise = torch.from_numpy(rng.standard_normal(pair.shape).astype(np.float32))
+    return (pair + 0.05 * noise).clamp(0, 1)[:, None].numpy()
+
+
+def _run(model: Path | bytes, pair: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    source = model if isinstance(model, bytes) else str(model)
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    return session.run(["fused"], {"ir": pair[0], "vi": pair[1]})[0]
+
+
 @torch.inference_mode()
 def difference_to_onnx(model: nn.Module, path: Path, size: tuple[int, int], seed: int = 0) -> float:
     """Mean absolute difference between a network and its ONNX on smooth random pictures.
@@ -118,14 +169,6 @@ def difference_to_onnx(model: nn.Module, path: Path, size: tuple[int, int], seed
     Args:
         size: (H, W), multiples of 8.
     """
-    import onnxruntime
-
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.random((2, 1, 12, 16), np.float32))
-    pair = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
-    noise = torch.from_numpy(rng.standard_normal(pair.shape).astype(np.float32))
-    pair = (pair + 0.05 * noise).clamp(0, 1)
-    wanted = model.eval()(pair[:1], pair[1:]).clamp(0, 1).numpy()
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    got = session.run(["fused"], {"ir": pair[:1].numpy(), "vi": pair[1:].numpy()})[0]
-    return float(np.abs(got - wanted).mean())
+    pair = reference_pair(size, seed)
+    wanted = model.eval()(*torch.from_numpy(pair)).clamp(0, 1).numpy()
+    return float(np.abs(_run(path, pair) - wanted).mean())

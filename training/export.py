@@ -5,7 +5,8 @@
     python training/export.py method=baffm run=runs/baffm output=/tmp/my_weights
 
 Settings as `key=value`: method, run (folder of a training run; '' for the committed parameters),
-output (folder). Writes `<method>.safetensors`, `<method>.json` (the model card) and `<method>.onnx`.
+output (folder). Writes `<method>.safetensors`, `<method>.json` (the model card), `<method>.onnx` and
+`<method>.fp16.onnx`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from fusion_models import WEIGHTS_DIR, create_model, model_card
-from fusion_models.export import ExportInfo, export_onnx
+from fusion_models.export import ExportInfo, export_fp16, export_onnx
 from fusion_models.registry import count_parameters
 from fusion_models.settings import merge_settings
 from fusion_models.trainer import source_commit
@@ -61,6 +62,7 @@ def main(arguments: list[str]) -> int:
     without_places(training)
     info = ExportInfo(card.name, training, metrics, source_commit(), card.licence)
     path = export_onnx(model, output / f"{card.name}.onnx", info)
+    half = export_fp16(path)
     parameters = output / f"{card.name}.safetensors"
     save_file(model.state_dict(), parameters)
     parameters.chmod(0o644)  # safetensors leaves it readable for the owner only
@@ -74,7 +76,8 @@ def main(arguments: list[str]) -> int:
         "metrics": metrics,
     }
     (output / f"{card.name}.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {summary['parameters']} parameters")
+    for file in (path, half):
+        print(f"{file}: {file.stat().st_size / 1e6:.2f} MB, {summary['parameters']} parameters")
     return 0
 
 
