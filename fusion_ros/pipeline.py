@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from fusion_ros.detector import Detection, Detector, default_detector_path
-from fusion_ros.fuser import Fuser
+from fusion_ros.fuser import Fuser, padded_size
 from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.models import model_path
 from fusion_ros.monitor import Monitor
@@ -65,7 +65,7 @@ def load_network(
             # The float16 form lies beside the float32 one, and the engine chooses between them.
             model_path(parameters.method),
             parameters.backend,
-            size and tuple(n + -n % 8 for n in reversed(size)),
+            size and padded_size(height=size[1], width=size[0]),
             parameters.precision,
             threads=parameters.threads,
             log=log,
@@ -118,6 +118,7 @@ class Pipeline:
         self.monitor = monitor
         self._lock = threading.Lock()
         self._setup = _Setup(parameters, network)
+        self._closed = False
         self._running: _Setup | None = None
         self._gain = GainControl()
         self._registration = Registration()
@@ -129,7 +130,15 @@ class Pipeline:
         """From the next frame on use other `parameters`, another `network`, `detector`,
         `thermal_camera` or `rgb_camera` (an `Intrinsics`, or None if not calibrated)."""
         with self._lock:
-            self._setup = dataclasses.replace(self._setup, **changes)
+            old, self._setup = self._setup, dataclasses.replace(self._setup, **changes)
+            # What a frame ran on is freed by the next frame. Others no frame will ever run on:
+            # one that is replaced before its first frame, one that comes after the end.
+            if self._closed:
+                self._free(self._setup)
+            elif old.network is not self._setup.network and (
+                self._running is None or self._running.network is not old.network
+            ):
+                old.network.fuser.engine.close()
 
     @property
     def network(self) -> Network:
@@ -191,16 +200,25 @@ class Pipeline:
 
     def close(self) -> None:
         """Free the networks; nothing runs afterwards."""
-        for part in (self._setup.network.fuser, self._setup.detector):
+        with self._lock:
+            self._closed = True
+            if self._running is not None and self._running.network is not self._setup.network:
+                self._running.network.fuser.engine.close()
+            self._free(self._setup)
+
+    @staticmethod
+    def _free(setup: _Setup) -> None:
+        for part in (setup.network.fuser, setup.detector):
             if part is not None:
                 part.engine.close()
 
     def _take_over(self) -> _Setup:
-        old, new = self._running, self._setup
-        if new is old:
-            return new
+        if self._setup is self._running:
+            return self._setup
         # First of all, so that a setting that fails costs one frame and not every frame.
-        self._running = new
+        with self._lock:
+            old, new = self._running, self._setup
+            self._running = new
         if old is not None and old.network is not new.network:
             old.network.fuser.engine.close()
         p = new.parameters

@@ -9,7 +9,7 @@ from support import pair, write_detector_onnx, write_fusion_onnx
 from fusion_ros.inference import EngineError
 from fusion_ros.monitor import Monitor
 from fusion_ros.parameters import Parameters
-from fusion_ros.pipeline import Intrinsics, Pipeline, load_detector, load_network
+from fusion_ros.pipeline import Intrinsics, Network, Pipeline, load_detector, load_network
 
 GREY = np.full((48, 64, 3), 100, np.uint8)
 
@@ -45,6 +45,30 @@ def test_another_network_takes_over_between_two_frames(average, tmp_path):
     pipeline.change(parameters=other, network=load_network(other, pipeline.rgb_size, say_nothing))
     assert pipeline.network.method == other.method
     assert abs(int(pipeline.fuse(thermal, GREY)[0, 0, 0]) - 200) <= 1
+
+
+def test_every_network_that_is_replaced_is_freed_and_none_that_runs(average):
+    freed: list[str] = []
+
+    def network(name: str) -> Network:
+        loaded = load_network(average, None, say_nothing)
+        loaded.fuser.engine.close = lambda: freed.append(name)
+        return Network(name, loaded.fuser)
+
+    pipeline = Pipeline(average, network("first"), Monitor())
+    thermal, visible = pair(64, 48)
+    pipeline.fuse(thermal, visible)
+    pipeline.change(network=network("never run"))
+    assert not freed
+    pipeline.change(network=network("third"))
+    assert freed == ["never run"]
+    pipeline.fuse(thermal, visible)
+    assert freed == ["never run", "first"]
+    pipeline.change(network=network("fourth"))
+    pipeline.close()
+    assert sorted(freed[2:]) == ["fourth", "third"]
+    pipeline.change(network=network("too late"))
+    assert "too late" in freed
 
 
 def test_settings_take_effect_with_the_next_frame(average):
