@@ -474,14 +474,14 @@ class FuseNode(LifecycleNode):
     def _watch(self) -> None:
         """Find cameras that are silent."""
         cameras = (self._thermal, self._rgb)
-        waited_for = not all(camera.silent for camera in cameras)
         now = time.monotonic()
         for camera in cameras:
             overdue = now - camera.heard > self._settings.camera_timeout
             # Seen twice: after a pause of this whole process, images may wait to be taken in.
             camera.silent = overdue and camera.overdue
             camera.overdue = overdue
-        if waited_for and all(camera.silent for camera in cameras):
+        waits = self._settings.dropout_policy == "wait"
+        if (all if waits else any)(camera.silent for camera in cameras):
             # Nothing comes that could be a better partner for what waits.
             self._submit_pairs(self._pairer.flush())
 
@@ -545,7 +545,9 @@ class FuseNode(LifecycleNode):
                 values[f"{camera}_{name}"] = count
         values["resets"] = counts.resets
         values["in_progress"] = self._worker.pending
-        values.update({"fused": 0, "displaced": 0, "rejected": 0, "detections": 0})
+        # All that was paired or alone is in progress, fused, displaced or rejected.
+        counters = ("thermal_alone", "rgb_alone", "fused", "displaced", "rejected", "detections")
+        values.update(dict.fromkeys(counters, 0))
         values.update(monitor.counters)
         recent = [fault.text for fault in monitor.faults if fault.age_s < _RECENT_S]
         status = DiagnosticStatus(

@@ -228,7 +228,7 @@ def assert_adds_up(status: dict[str, str]) -> None:
         ends = sum(count[f"{stream}_{end}"] for end in STREAM_ENDS)
         assert count[f"{stream}_received"] == ends, status
     done = count["fused"] + count["displaced"] + count["rejected"] + count["in_progress"]
-    assert count["rgb_paired"] == done, status
+    assert count["rgb_paired"] + count["thermal_alone"] + count["rgb_alone"] == done, status
 
 
 # --- Life cycle ----------------------------------------------------------------------------------
@@ -462,6 +462,20 @@ def test_a_silent_camera_is_named_and_the_other_goes_on_if_the_policy_says_so(be
         np.testing.assert_allclose(fused[40], level, atol=1)
     assert until(lambda: one.listener.count("rgb_alone") >= 2)
     assert one.fuse() is not None  # both again
+
+
+def test_counts_add_up_and_none_waits_while_one_camera_is_passed_through(bench):
+    one = bench(camera_timeout=0.5, dropout_policy="pass").start()
+    one.send(time.time_ns())
+
+    def alone() -> bool:
+        one.send_image(one.rgb, picture("bgr8"), "bgr8", time.time_ns())
+        time.sleep(0.05)
+        return one.listener.count("rgb_alone") >= 3
+
+    assert until(alone)
+    assert one.listener.count("rgb_waiting") == one.listener.count("thermal_waiting") == 0
+    assert_adds_up(one.listener.status)
 
 
 def test_a_best_effort_camera_is_told_from_a_silent_one(bench):
