@@ -33,6 +33,7 @@ from fusion_ros import images
 from fusion_ros.cameras.files import FilesError, PairFolder
 from fusion_ros.cameras.scene import CONDITIONS, TOUR_FADE_S, TOUR_STOP_S, weather
 from fusion_ros.detector import default_detector_path
+from fusion_ros.fastdds import PROFILE_VARIABLE
 from fusion_ros.inference import EngineError
 from fusion_ros.models import model_path
 from fusion_ros.parameters import Parameters
@@ -139,9 +140,7 @@ def _set_environment() -> None:
     profile, memory = _profile(), Path("/dev/shm")
     # The processes share 64 MB each; a container may have less for all of them.
     if profile and memory.is_dir() and shutil.disk_usage(memory).free > 512e6:
-        old = environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")
-        name = f"{'FASTRTPS' if old else 'FASTDDS'}_DEFAULT_PROFILES_FILE"
-        environ.setdefault(name, str(profile))
+        environ.setdefault(PROFILE_VARIABLE, str(profile))
 
 
 def _profile() -> Path | None:

@@ -15,6 +15,7 @@ from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from fusion_ros.fastdds import PROFILE_VARIABLE
 from fusion_ros.inference import BACKENDS
 from fusion_ros.models import list_methods
 
@@ -25,9 +26,6 @@ TOPICS = {
     "rgb_image": "rgb/image_raw",
     "rgb_info": "rgb/camera_info",
 }
-# Fast DDS 3 renamed the variable, and warns of the name that Fast DDS 2 knows.
-FAST_DDS = "FASTRTPS" if os.environ.get("ROS_DISTRO") in ("humble", "jazzy") else "FASTDDS"
-PROFILE_VARIABLE = f"{FAST_DDS}_DEFAULT_PROFILES_FILE"
 
 
 def arguments() -> list[DeclareLaunchArgument]:
