@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 
 import cv2
@@ -14,8 +15,15 @@ import numpy as np
 from fusion_models.data import DataError, list_pairs, read_luminance
 from fusion_models.metrics import NAMES, Metrics, distance, evaluate, over_exposure
 
+ORDER = ("msrs", "tno", "roadscene", "harvard", "llvip")
+"""Data sets that come first, in this order; others follow by name."""
 METRICS = tuple(NAMES.values())
 """Names of the metrics in the order of tables; for each of them more is better."""
+MORE = {
+    "over": ("over_exposure", "{:.2%}"), "excess": ("over_exposure_excess", "{:+.2%}"),
+    "to ir": ("distance_ir", "{:.3f}"), "to vi": ("distance_vi", "{:.3f}"),
+}  # fmt: skip
+"""Columns of tables after the metrics: what of a `Score` they show, and how."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +117,22 @@ class Score:
 
     Attributes:
         over_exposure: share of its pixels over 245.
+        over_exposure_excess: this share less the mean of those of both sources.
         distance_ir, distance_vi: mean absolute difference to a source in [0, 1]; small is a copy.
     """
 
     metrics: Metrics
     over_exposure: float
+    over_exposure_excess: float
     distance_ir: float
     distance_vi: float
 
     @classmethod
     def of(cls, fused: np.ndarray, pair: Pair) -> Score:
+        exposed = over_exposure(fused)
+        sources = (over_exposure(pair.ir) + over_exposure(pair.vi)) / 2
         return cls(
-            evaluate(fused, pair.ir, pair.vi), over_exposure(fused),
+            evaluate(fused, pair.ir, pair.vi), exposed, exposed - sources,
             distance(fused, pair.ir), distance(fused, pair.vi),
         )  # fmt: skip
 
@@ -144,23 +156,23 @@ class Row:
         figures = [score.as_dict() for score in self.scores.values()]
         return {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
 
-    @property
-    def nearest_source(self) -> float:
-        """Mean absolute difference in [0, 1] to the source that the fused images are closest to."""
-        return min(self.mean["distance_ir"], self.mean["distance_vi"])
-
 
 @dataclass(frozen=True)
 class SetResult:
     """All rows of one set.
 
     Attributes:
-        sources_over_exposure: share of pixels over 245, mean of both sources over the set.
+        rows: the rules of `RULES` first.
     """
 
     name: str
-    sources_over_exposure: float
     rows: tuple[Row, ...]
+
+    @property
+    def sources_over_exposure(self) -> float:
+        """Share of pixels over 245, mean of both sources over the set."""
+        mean = self.rows[0].mean
+        return mean["over_exposure"] - mean["over_exposure_excess"]
 
     def ranks(self) -> dict[str, float]:
         """Mean rank of each method over all metrics; 1 would be the best at every one."""
@@ -169,15 +181,14 @@ class SetResult:
         return {row.method: float(rank) for row, rank in zip(self.rows, ranks.mean(1))}
 
     def as_markdown(self) -> str:
-        """The means as an aligned table; `over` is over-exposure in per cent, `dist` the distance
-        to the nearer source, `rank` the mean rank."""
+        """The means as an aligned table; `over` is over-exposure, `excess` what it has
+        more than the sources, `to ir` and `to vi` the distances, `rank` the mean rank."""
         ranks = self.ranks()
-        lines = [["", *METRICS, "over", "dist", "rank"]]
+        lines = [["", *METRICS, *MORE, "rank"]]
         for row in self.rows:
             figures = [f"{row.mean[name]:.3f}" for name in METRICS]
-            exposed = f"{100 * row.mean['over_exposure']:.2f}"
-            rest = [exposed, f"{row.nearest_source:.3f}", f"{ranks[row.method]:.1f}"]
-            lines.append([row.method, *figures, *rest])
+            more = [shape.format(row.mean[name]) for name, shape in MORE.values()]
+            lines.append([row.method, *figures, *more, f"{ranks[row.method]:.1f}"])
         widths = [max(map(len, column)) for column in zip(*lines)]
         text = [
             "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
@@ -185,7 +196,7 @@ class SetResult:
         ]  # fmt: skip
         rule = ["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]
         text.insert(1, "|" + "|".join(rule) + "|")
-        exposed = f"sources over-exposed {100 * self.sources_over_exposure:.2f} %"
+        exposed = f"sources over-exposed {self.sources_over_exposure:.2%}"
         count = len(self.rows[0].scores)
         return f"**{self.name}**, {count} pairs, {exposed}\n\n" + "\n".join(text)
 
@@ -208,45 +219,65 @@ def evaluate_set(
     pair_set: PairSet,
     methods: Mapping[str, Fuse],
     each: Callable[[Pair, dict[str, np.ndarray]], None] = lambda pair, fused: None,
+    measure_all: Callable[..., Iterable[Score]] = starmap,
 ) -> SetResult:
     """Fuses and measures every pair of a set with every method.
 
     Args:
         methods: by name, in the order of the table; the pixel-wise `RULES` are put before them.
         each: called after each pair with the fused luminances by method, say to keep some.
+        measure_all: `starmap` of a process pool, to measure the images of a pair in parallel.
     Raises:
         DataError: a pair that cannot be read or measured, or fused images of another size.
     """
     methods = {**RULES, **methods}
     scores: dict[str, dict[str, Score]] = {name: {} for name in methods}
-    exposed = []
     for pair in pair_set:
         fused = {name: fuse(pair) for name, fuse in methods.items()}
+        where = f"{pair_set.name}/{pair.stem}"
         for name, image in fused.items():
-            try:
-                scores[name][pair.stem] = Score.of(image, pair)
-            except ValueError as error:
-                raise DataError(f"{pair_set.name}/{pair.stem}, {name}: {error}") from error
-        exposed.append((over_exposure(pair.ir) + over_exposure(pair.vi)) / 2)
+            if image.shape != pair.ir.shape:
+                raise DataError(
+                    f"{where}: {name} is {image.shape}, the pair {pair.ir.shape} (height, width); "
+                    "fused images must have the size of their pair"
+                )
+        try:
+            measured = list(measure_all(Score.of, [(image, pair) for image in fused.values()]))
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from error
+        for name, score in zip(fused, measured):
+            scores[name][pair.stem] = score
         each(pair, fused)
     rows = tuple(Row(name, by_stem) for name, by_stem in scores.items())
-    return SetResult(pair_set.name, float(np.mean(exposed)), rows)
+    return SetResult(pair_set.name, rows)
 
 
-def find_sets(data: Path, names: Iterable[str] = (), limit: int = 0) -> list[PairSet]:
-    """Sets below a folder: those named, or all that are not for training.
+def set_folders(data: Path) -> dict[str, Path]:
+    """Folders of sets by name, those of `ORDER` first.
 
     A set is a folder with `ir/` and `vi/`: the folder itself, or one up to two levels below it. Its
     name is its path from `data`, such as `tno/test`.
-
-    Raises:
-        DataError: no set there, or none of a given name; the message lists what there is.
     """
     folders = [data, *sorted(data.glob("*")), *sorted(data.glob("*/*"))]
     found = {
         data.resolve().name if folder == data else folder.relative_to(data).as_posix(): folder
         for folder in folders if (folder / "ir").is_dir() and (folder / "vi").is_dir()
     }  # fmt: skip
+
+    def place(name: str) -> int:
+        first = name.partition("/")[0]
+        return ORDER.index(first) if first in ORDER else len(ORDER)
+
+    return {name: found[name] for name in sorted(found, key=place)}
+
+
+def find_sets(data: Path, names: Iterable[str] = (), limit: int = 0) -> list[PairSet]:
+    """Sets below a folder: those named, or all that are not for training.
+
+    Raises:
+        DataError: no set there, or none of a given name; the message lists what there is.
+    """
+    found = set_folders(data)
     if not found:
         raise DataError(f"{data}: no sets; expected {data}/<set>/<split>/ir and .../vi")
     names = list(names) or [name for name in found if not name.endswith("/train")] or list(found)

@@ -12,12 +12,32 @@ from string import Template
 import cv2
 import numpy as np
 
-from fusion_models.evaluation import METRICS, RULES, Pair, Row, SetResult
+from fusion_models.evaluation import METRICS, MORE, RULES, Pair, Row, SetResult
 
 ZOOM = 4
 """The zoom shows this part of a picture's width, twice as wide as high."""
 MOST_COLUMNS = 5
 CAPTION = ("VIF", "Qabf", "SCD", "AG")
+TOO_EXPOSED = 0.01
+"""Over-exposure beyond that of the sources from which it is marked."""
+MEANING = {
+    "EN": "entropy of the grey levels in bits: how much the picture holds, noise too",
+    "SD": "standard deviation in grey levels: contrast",
+    "SF": "spatial frequency: strength of the differences between neighbours, noise too",
+    "AG": "average gradient: sharpness, noise too",
+    "MI": "mutual information with both sources in nats: what can be told of them from it",
+    "SCD": "sum of the correlations of differences: what each source added is found in the rest",
+    "VIF": "visual information fidelity to both sources; over 1 a source is there more than whole",
+    "Qabf": "share of the sources' edges that are kept, in strength and direction",
+    "SSIM": "structural similarity to both sources, at most 2",
+    "PSNR": "peak signal to noise ratio to both sources in dB",
+    "CC": "mean correlation with both sources",
+    "over": "share of pixels over 245, which are white to the eye",
+    "excess": "that share less the mean of those of both sources; red from one point on",
+    "to ir": "mean absolute difference to the thermal image in [0, 1]; a copy has 0",
+    "to vi": "the same to the visible image",
+    "rank": "mean of the ranks in the metrics; 1 would be the best in each",
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,7 @@ class Plate:
 
 def _jpeg(image: np.ndarray) -> bytes:
     full_chroma = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92, *full_chroma])[1].tobytes()
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88, *full_chroma])[1].tobytes()
 
 
 def _most_disputed(images: list[np.ndarray]) -> tuple[int, int]:
@@ -79,9 +99,11 @@ def write_report(
         for name, m in head["models"].items()
     )
     facts = ", ".join(f"{k} {value}" for k, value in {**head["host"], **head["versions"]}.items())
+    meaning = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in MEANING.items())
     page = Template(_PAGE).substitute(
         links=links, sections="\n".join(sections), models=models, zoom=ZOOM,
-        command=html.escape(head["command"]), facts=html.escape(facts),
+        command=html.escape(head["command"]), facts=html.escape(f"{head['date']}, {facts}"),
+        meaning=meaning,
     )  # fmt: skip
     path.write_text(page)
 
@@ -101,31 +123,34 @@ def _section(result: SetResult, plates: list[Plate]) -> str:
 
 def _table(result: SetResult) -> str:
     ranks = result.ranks()
-    methods = [row for row in result.rows if row.method not in RULES]
-    best = {
-        name: sorted({_shown(row.mean[name]) for row in methods}, key=float, reverse=True)
-        for name in METRICS
-    }
+    # The rules are no competitors: the maximum would be best in half of the columns.
+    methods = [row for row in result.rows if row.method not in RULES] or result.rows
+    best = {name: _shown(max(row.mean[name] for row in methods)) for name in METRICS}
+    first = min(ranks[row.method] for row in methods)
 
-    def cell(row: Row, name: str) -> str:
-        value = _shown(row.mean[name])
-        place = best[name].index(value) if row in methods else 9
-        return f"<td>{value}</td>" if place > 1 else f'<td class="place{place + 1}">{value}</td>'
+    def cell(text: str, mark: str = "") -> str:
+        return f'<td class="{mark}">{text}</td>' if mark else f"<td>{text}</td>"
 
-    head = "".join(f"<th>{name}</th>" for name in (*METRICS, "over", "dist", "rank"))
-    lines = []
-    for row in result.rows:
-        cells = "".join(cell(row, name) for name in METRICS)
-        exposed = 100 * row.mean["over_exposure"]
-        too_much = exposed > 100 * result.sources_over_exposure + 1
-        cells += f'<td{" class=bad" * too_much}>{exposed:.2f}</td>'
-        cells += f"<td>{row.nearest_source:.3f}</td><td>{ranks[row.method]:.1f}</td>"
-        kind = "rule" if row.method in RULES else "method"
-        lines.append(f'<tr class="{kind}"><th>{html.escape(row.method)}</th>{cells}</tr>')
+    def cells(row: Row) -> str:
+        competes = row in methods
+        values = {name: _shown(row.mean[name]) for name in METRICS}
+        shown = [cell(v, "best" * (competes and v == best[name])) for name, v in values.items()]
+        for name, shape in MORE.values():
+            bad = name == "over_exposure_excess" and row.mean[name] > TOO_EXPOSED
+            shown.append(cell(shape.format(row.mean[name]), "bad" * bad))
+        rank = ranks[row.method]
+        return "".join([*shown, cell(f"{rank:.1f}", "best" * (competes and rank == first))])
+
+    head = "".join(f'<th title="{MEANING[name]}">{name}</th>' for name in (*METRICS, *MORE, "rank"))
+    lines = "".join(
+        f'<tr class="{"rule" if row.method in RULES else "method"}">'
+        f"<th>{html.escape(row.method)}</th>{cells(row)}</tr>"
+        for row in result.rows
+    )
     return (
-        f"<p>{len(result.rows[0].scores)} pairs; share of over-exposed pixels in the sources "
-        f"{100 * result.sources_over_exposure:.2f} %</p>"
-        f"<div class=wide><table><tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
+        f"<p>Mean of {len(result.rows[0].scores)} pairs. Share of over-exposed pixels in the "
+        f"sources: {result.sources_over_exposure:.2%}.</p>"
+        f"<div class=wide><table><tr><th></th>{head}</tr>{lines}</table></div>"
     )
 
 
@@ -161,21 +186,34 @@ _PAGE = """<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <title>Fusion of thermal and visible images: evaluation</title>
 <style>
-body { margin: 0 auto; padding: 0 24px 48px; max-width: 1800px; background: #24262a; color: #ddd;
-       font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif }
-h1 { font-size: 24px } h2 { margin: 40px 0 0; font-size: 20px } h3 { margin: 28px 0 8px }
-a { color: #8ab4f8; margin-right: 12px } small, p, li { color: #aaa } code { color: #ddd }
-nav { position: sticky; top: 0; z-index: 2; padding: 8px 0; background: #24262a }
-section { scroll-margin-top: 32px }
+:root { color-scheme: light dark; --back: #fff; --text: #1c1e21; --soft: #5c636b; --line: #dcdfe3;
+        --link: #0b57d0; --best: #d9efdf; --bad: #c5221f }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #1d1f22; --text: #e3e5e8; --soft: #a0a6ad; --line: #3a3d42; --link: #8ab4f8;
+          --best: #275536; --bad: #ff8a80 } }
+body { margin: 0 auto; padding: 0 24px 48px; max-width: 1800px; background: var(--back);
+       color: var(--text); font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif }
+h1 { font-size: 24px; margin-bottom: 4px } h2 { margin: 40px 0 0; font-size: 20px }
+h3 { margin: 28px 0 8px; font-size: 15px }
+a { color: var(--link); margin-right: 12px } small, p, li, dd { color: var(--soft) }
+p { max-width: 110ch } code { color: var(--text); overflow-wrap: anywhere }
+details { margin: 12px 0 } summary { cursor: pointer }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 8px 0 }
+dt { font-weight: 600 } dd { margin: 0 }
+nav { position: sticky; top: 0; z-index: 2; padding: 8px 0; background: var(--back);
+      border-bottom: 1px solid var(--line) }
+section { scroll-margin-top: 40px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: 3px 10px; text-align: right } tr > th:first-child { text-align: left }
-tr { border-bottom: 1px solid #3a3d42 } tr.rule { color: #999; font-style: italic }
-.place1 { color: #fff; font-weight: bold; background: #2f5d3a } .place2 { background: #2f3f35 }
-.bad { color: #ff8a80 }
+td, th { padding: 3px 10px; text-align: right; white-space: nowrap }
+tr > th:first-child { text-align: left }
+tr { border-bottom: 1px solid var(--line) }
+tr.rule > * { color: var(--soft); font-style: italic; font-weight: normal }
+.best { font-weight: bold; background: var(--best) } tr > .bad { color: var(--bad) }
 .plate { display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: 12px }
 @media (max-width: 1000px) { .plate { grid-template-columns: repeat(2, 1fr) } }
-figure { margin: 0 } figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
+figure { margin: 0; min-width: 0 }
+figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
 .picture { position: relative; cursor: crosshair; overflow: hidden }
 .picture i { position: absolute; box-sizing: border-box; border: 1px solid #fc0;
              pointer-events: none }
@@ -183,13 +221,16 @@ img { display: block; width: 100%; height: auto }
 canvas { display: block; width: 100%; aspect-ratio: 2; margin-top: 4px }
 </style>
 <h1>Fusion of thermal and visible images</h1>
-<p><code>$command</code><br>$facts</p><ul>$models</ul>
-<p>Mean over each set; for all metrics more is better, and none is a goal alone: the pixel-wise
-maximum wins VIF, Qabf and MI by copying. Best and second among the methods are marked.
-<b>over</b>: per cent of pixels over 245, red where that is one point above the sources.
-<b>dist</b>: mean absolute difference to the nearer source, small where it is copied.
-<b>rank</b>: mean rank over the metrics. Below each picture a part of it enlarged, at first where
-the methods differ most; the mouse over a picture moves it.</p>
+<p>Figures and pictures of one run, for all methods on the same pairs. No metric is a goal alone:
+the pixel-wise <i>maximum</i> wins VIF, Qabf and MI by copying and looks washed out by day, so a
+method is good that stands high on all of them and looks natural. Of the methods the best in each
+column is bold; the rules of the pixel, in italics, do not compete.</p>
+<p>Below each picture a part of it is enlarged, at first where the methods differ most; the mouse
+over a picture moves it in all of them. Fused pictures have the colours of the visible one, as on
+the robot.</p>
+<details open><summary>What the columns mean</summary><dl>$meaning</dl></details>
+<details><summary>What was measured, and on what</summary>
+<p><code>$command</code><br>$facts</p><ul>$models</ul></details>
 <nav>$links</nav>
 $sections
 <script>
@@ -213,8 +254,13 @@ for (const plate of document.querySelectorAll(".plate")) {
     }
   };
   const again = () => show(...at);
-  Promise.all(images.map(image => image.decode())).then(again);
-  addEventListener("resize", again);
+  const near = new IntersectionObserver(([entry]) => {
+    if (!entry.isIntersecting) return;
+    near.disconnect();
+    Promise.all(images.map(image => image.decode())).then(again);
+    addEventListener("resize", again);
+  }, { rootMargin: "600px" });
+  near.observe(plate);
   plate.addEventListener("mousemove", event => {
     if (event.target.tagName != "IMG") return;
     const scale = event.target.naturalWidth / event.target.clientWidth;

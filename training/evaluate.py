@@ -11,13 +11,14 @@ padded by reflection, its output clipped and rounded to 8 bit, never stretched.
 Settings as `key=value`:
     methods   shipped methods or ONNX files, each also as NAME:FILE, comma separated; '' is none
     sets      comma separated, such as tno/test,roadscene/test; default all below data but `train`
-    data      folder of sets; 'auto' tries $FUSION_DATA, data, ../shared/data
+    data      folder of sets; 'auto' tries $FUSION_DATA, data, ../shared/data, the current folder
     peer      NAME:DIR of fused images as one more row, DIR/<stem>.png or DIR/<set>/<stem>.png;
               several comma separated; in sets whose stems it lacks it is left out
     limit     pairs of each set, evenly spaced (0: all)
     pictures  pairs of each set in the report
     backend, precision, threads   of the networks, as the node's parameters
-    cards     write the mean metrics into <method>.json and the ONNX file's metadata
+    workers   processes that compute the metrics (0: none but this one)
+    cards     write the means of the sets into the model card, <method>.json beside the ONNX file
     output    folder of evaluation.json and report.html
 """
 
@@ -25,12 +26,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import starmap
 from pathlib import Path
 
 import cv2
@@ -39,8 +45,8 @@ from tqdm import tqdm
 
 from fusion_models.data import DataError
 from fusion_models.evaluation import (
-    METRICS, RULES, Fuse, FusedFolder, Pair, PairSet, SetResult, evaluate_set, find_sets, spaced,
-    write_json,
+    METRICS, RULES, Fuse, FusedFolder, Pair, PairSet, SetResult, evaluate_set, find_sets,
+    set_folders, spaced, write_json,
 )  # fmt: skip
 from fusion_models.report import Plate, write_report
 from fusion_models.settings import ConfigError, merge_settings
@@ -51,9 +57,9 @@ from fusion_ros.inference.engine import fp16_sibling
 from fusion_ros.models import list_methods, model_path
 
 DEFAULTS = {
-    "methods": "shipped", "sets": "", "data": "auto", "peer": "", "limit": 0, "pictures": 4,
-    "backend": "onnxruntime", "precision": "fp32", "threads": 0, "cards": False,
-    "output": "runs/evaluation",
+    "methods": "shipped", "sets": "", "data": "auto", "peer": "", "limit": 0, "pictures": 6,
+    "backend": "onnxruntime", "precision": "fp32", "threads": 0, "workers": 2,
+    "cards": False, "output": "evaluation",
 }  # fmt: skip
 
 
@@ -116,9 +122,9 @@ def peers_of(pair_set: PairSet, peers: dict[str, Path]) -> dict[str, Fuse]:
 def find_data(data: str) -> Path:
     if data != "auto":
         return Path(data)
-    tried = [p for p in (os.environ.get("FUSION_DATA"), "data", "../shared/data") if p]
+    tried = [p for p in (os.environ.get("FUSION_DATA"), "data", "../shared/data", ".") if p]
     for place in map(Path, tried):
-        if place.is_dir():
+        if set_folders(place):
             return place
     raise DataError(f"no data in {', '.join(tried)}; give data=<folder of sets>")
 
@@ -142,39 +148,43 @@ def versions() -> dict[str, str]:
 
 
 def write_cards(networks: dict[str, Network], results: list[SetResult]) -> None:
-    """Means by set and metric into the card and the metadata of each network."""
-    import onnx
-
+    """Means by set and metric into the card of each network; other sets in it stay."""
     for name, network in networks.items():
         means = {
             result.name: {metric: round(row.mean[metric], 5) for metric in METRICS}
             for result in results for row in result.rows if row.method == name
         }  # fmt: skip
-        card = {**json.loads(network.card.read_text()), "metrics": means}
+        card = json.loads(network.card.read_text())
+        card["metrics"] = {**card.get("metrics", {}), **means}
         network.card.write_text(json.dumps(card, indent=2) + "\n")
-        for path in (network.onnx, fp16_sibling(network.onnx)):
-            if path.is_file():
-                model = onnx.load(path)
-                kept = {p.key: p.value for p in model.metadata_props}
-                onnx.helper.set_model_props(model, {**kept, "metrics": json.dumps(means)})
-                onnx.save(model, path)
+
+
+@contextmanager
+def measuring(workers: int) -> Iterator[Callable]:
+    """`starmap` of a pool of processes."""
+    if not workers:
+        yield starmap
+        return
+    # Not forked: a copy of a process in which OpenCV has threads hangs.
+    with multiprocessing.get_context("spawn").Pool(workers, cv2.setNumThreads, (1,)) as pool:
+        yield pool.starmap
 
 
 def evaluate_with_pictures(
-    pair_set: PairSet, methods: dict[str, Fuse], count: int
+    pair_set: PairSet, methods: dict[str, Fuse], count: int, measure_all: Callable = starmap
 ) -> tuple[SetResult, list[Plate]]:
     """The figures of a set, and the pictures of `count` of its pairs, evenly spaced."""
     stems = pair_set.stems
     shown = {stems[i] for i in spaced(len(stems), count)} if count else set()
     plates = []
-    with tqdm(total=len(stems), desc=pair_set.name, leave=False) as bar:
+    with tqdm(total=len(stems), desc=pair_set.name, leave=False, disable=None) as bar:
 
         def each(pair: Pair, fused: dict[str, np.ndarray]) -> None:
             bar.update()
             if pair.stem in shown:
                 plates.append(Plate.of(pair_set.name, pair, fused))
 
-        return evaluate_set(pair_set, methods, each), plates
+        return evaluate_set(pair_set, methods, each, measure_all), plates
 
 
 def main(arguments: list[str]) -> int:
@@ -207,11 +217,14 @@ def main(arguments: list[str]) -> int:
         output = Path(config.output)
         output.mkdir(parents=True, exist_ok=True)
         results, plates = [], []
-        for pair_set, methods in zip(sets, rows):
-            result, pictures = evaluate_with_pictures(pair_set, methods, config.pictures)
-            print(result.as_markdown() + "\n", flush=True)
-            results.append(result)
-            plates += pictures
+        with measuring(config.workers) as measure_all:
+            for pair_set, methods in zip(sets, rows):
+                result, pictures = evaluate_with_pictures(
+                    pair_set, methods, config.pictures, measure_all
+                )
+                print(result.as_markdown() + "\n", flush=True)
+                results.append(result)
+                plates += pictures
     except (ValueError, EngineError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
@@ -219,6 +232,7 @@ def main(arguments: list[str]) -> int:
         write_cards(networks, results)
     head = {
         "command": shlex.join(["python", "training/evaluate.py", *arguments]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": host(),
         "versions": versions(),
         "models": {name: network.as_dict() for name, network in networks.items()},
