@@ -18,6 +18,7 @@ from launch_ros.actions import Node
 from fusion_ros.fastdds import PROFILE_VARIABLE
 from fusion_ros.inference import BACKENDS
 from fusion_ros.models import list_methods
+from fusion_ros.parameters import QOS
 
 CONFIG = Path(get_package_share_directory("fusion_ros"), "config")
 TOPICS = {
@@ -44,6 +45,8 @@ def arguments() -> list[DeclareLaunchArgument]:
                 description="find objects in the fused image"),
         declare("backend", default_value="", choices=["", *BACKENDS],
                 description="what runs the networks"),
+        declare("qos", default_value="", choices=["", *QOS],
+                description="reliability to ask of the cameras; best_effort matches any"),
         declare("rviz", default_value="false", choices=boolean,
                 description="show the images in rviz2"),
         declare("namespace", default_value="", description="namespace of the nodes and topics"),
@@ -69,7 +72,7 @@ def start_node(context: LaunchContext) -> list[Node]:
     if not Path(given["params_file"]).is_file():
         raise RuntimeError(f"params_file: there is no file '{given['params_file']}'")
     overrides = {"use_sim_time": given["use_sim_time"] == "true"}
-    overrides |= {name: given[name] for name in ("method", "backend") if given[name]}
+    overrides |= {name: given[name] for name in ("method", "backend", "qos") if given[name]}
     if given["detect"]:
         overrides["detect"] = given["detect"] == "true"
     return [
