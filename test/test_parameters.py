@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,7 +100,9 @@ def test_rotation_turns_by_roll_then_pitch_then_yaw():
     assert Parameters().rotation is None
 
 
-def test_table_has_a_row_for_each_parameter():
+def test_table_has_a_row_for_each_parameter_and_is_that_of_the_readme():
     table = markdown_table()
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    assert table in readme, "paste what `python -m fusion_ros.parameters` prints into README.md"
     assert all(f"| `{name}`" in table for name in Parameters.specs())
     assert all(spec.description for spec in Parameters.specs().values())
