@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 import fusion_models
@@ -19,7 +20,6 @@ from fusion_models.registry import deploy_form
 OPSET = 18
 MULTIPLE = 8
 """Height and width of the exported network's inputs are multiples of this, at least 32."""
-
 
 FP16_LIMIT = 2 / 255
 """Mean absolute difference to float32 up to which a float16 network is shipped."""
@@ -133,9 +133,12 @@ def export_fp16(path: Path) -> Path:
     proto.metadata_props.add(key="precision", value="fp16")
     onnx.checker.check_model(proto, full_check=True)
     half = path.with_suffix(".fp16.onnx")
-    pair = reference_pair((480, 640))
-    wanted, got = (_run(file, pair) for file in (path, proto.SerializeToString()))
-    difference = float(np.abs(got - wanted).mean())
+    # onnxruntime's CPU kernels leave out the rounding between operators, ONNX's reference
+    # implementation rounds every result: more than any GPU does, and slow, hence a small pair.
+    pair = reference_pair((64, 96))
+    with np.errstate(all="ignore"):
+        got = ReferenceEvaluator(proto).run(None, {"ir": pair[0], "vi": pair[1]})[0]
+    difference = float(np.abs(got - _run(path, pair)).mean())
     if not difference <= FP16_LIMIT:
         raise ExportError(
             f"{half}: differs from float32 by {difference * 255:.2f}/255 in the mean, allowed are "
@@ -154,11 +157,10 @@ def reference_pair(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     return (pair + 0.05 * noise).clamp(0, 1)[:, None].numpy()
 
 
-def _run(model: Path | bytes, pair: np.ndarray) -> np.ndarray:
+def _run(path: Path, pair: np.ndarray) -> np.ndarray:
     import onnxruntime
 
-    source = model if isinstance(model, bytes) else str(model)
-    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(["fused"], {"ir": pair[0], "vi": pair[1]})[0]
 
 

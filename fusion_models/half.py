@@ -62,6 +62,7 @@ class _Converter:
 
     def run(self) -> ModelProto:
         graph = self.model.graph
+        results = {value.name for value in graph.output}
         for node in graph.node:
             half = node.op_type not in KEPT_FLOAT and bool(self.between.intersection(node.output))
             wanted = TensorProto.FLOAT16 if half else TensorProto.FLOAT
@@ -70,9 +71,13 @@ class _Converter:
                 for i, name in enumerate(node.input[: TYPED.get(node.op_type)]):
                     node.input[i] = self.cast(name, wanted)
             self.nodes.append(node)
-            for output in node.output:
+            for i, output in enumerate(node.output):
                 if half and self.types.get(output) == TensorProto.FLOAT:
-                    self.types[output] = TensorProto.FLOAT16
+                    if output in results:
+                        node.output[i] = self.casts[output, wanted] = f"{output}_fp16"
+                        self.nodes.append(self._cast_node(node.output[i], output, TensorProto.FLOAT))
+                    else:
+                        self.types[output] = wanted
         used = {name for node in self.nodes for name in node.input}
         parameters = [t for t in (*graph.initializer, *self.added) if t.name in used]
         del graph.node[:], graph.initializer[:], graph.value_info[:]
@@ -91,8 +96,12 @@ class _Converter:
             if name in self.parameters:
                 self.added.append(self._half_parameter(self.parameters[name], result))
             else:
-                self.nodes.append(helper.make_node("Cast", [name], [result], result, to=wanted))
+                self.nodes.append(self._cast_node(name, result, wanted))
         return self.casts[name, wanted]
+
+    @staticmethod
+    def _cast_node(name: str, result: str, to: int) -> NodeProto:
+        return helper.make_node("Cast", [name], [result], f"{name}_to_{result}", to=to)
 
     @staticmethod
     def _half_parameter(tensor: TensorProto, name: str) -> TensorProto:
