@@ -170,14 +170,19 @@ def _plate(plate: Plate, scores: Mapping[str, Mapping]) -> str:
             f"<figure><figcaption><b>{html.escape(title)}</b> <small>{text}</small></figcaption>"
             f'<div class=picture><img src="data:image/jpeg;base64,{source}" '
             f'width={plate.width} height={plate.height} alt="{html.escape(title)}"><i></i></div>'
-            "<canvas></canvas></figure>"
+            "<div class=zoom></div></figure>"
         )
-    x, y = plate.zoom
+    window = plate.width / ZOOM, plate.width / ZOOM / 2
+    x, y = (
+        min(1.0, at / max(1.0, size - part))
+        for at, size, part in zip(plate.zoom, (plate.width, plate.height), window)
+    )
+    h = window[1] / plate.height
     rows = -(-len(figures) // MOST_COLUMNS)
     columns = -(-len(figures) // rows)
     return (
         f'<h3>{html.escape(plate.set_name)} / {html.escape(plate.stem)}</h3>'
-        f'<div class=plate style="--columns: {columns}" data-x={x} data-y={y}>'
+        f'<div class=plate style="--columns: {columns}; --x: {x:.4f}; --y: {y:.4f}; --h: {h:.4f}">'
         f'{"".join(figures)}</div>'
     )
 
@@ -218,7 +223,13 @@ figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
 .picture i { position: absolute; box-sizing: border-box; border: 1px solid #fc0;
              pointer-events: none }
 img { display: block; width: 100%; height: auto }
-canvas { display: block; width: 100%; aspect-ratio: 2; margin-top: 4px }
+/* --x and --y: where the window is on its way from the left to the right and from top to bottom;
+   --h: its height as a share of the picture's. */
+.picture i { width: calc(100% / $zoom); height: calc(100% * var(--h));
+             left: calc(var(--x) * (100% - 100% / $zoom));
+             top: calc(var(--y) * (100% - 100% * var(--h))) }
+.zoom { aspect-ratio: 2; margin-top: 4px; background-size: calc(100% * $zoom) auto;
+        background-position: calc(100% * var(--x)) calc(100% * var(--y)) }
 </style>
 <h1>Fusion of thermal and visible images</h1>
 <p>Figures and pictures of one run, for all methods on the same pairs. No metric is a goal alone:
@@ -235,37 +246,16 @@ the robot.</p>
 $sections
 <script>
 for (const plate of document.querySelectorAll(".plate")) {
-  const images = [...plate.querySelectorAll("img")];
-  let at = [+plate.dataset.x, +plate.dataset.y];
-  const show = (x, y) => {
-    at = [x, y];
-    for (const image of images) {
-      const w = image.naturalWidth / $zoom, h = Math.min(w / 2, image.naturalHeight);
-      const left = Math.max(0, Math.min(x, image.naturalWidth - w));
-      const top = Math.max(0, Math.min(y, image.naturalHeight - h));
-      const canvas = image.closest("figure").querySelector("canvas");
-      canvas.width = canvas.clientWidth * devicePixelRatio;
-      canvas.height = canvas.width / 2;
-      canvas.getContext("2d").drawImage(image, left, top, w, h, 0, 0, canvas.width, canvas.height);
-      const percent = (part, whole) => 100 * part / whole + "%";
-      Object.assign(image.nextSibling.style, {
-        left: percent(left, image.naturalWidth), top: percent(top, image.naturalHeight),
-        width: percent(w, image.naturalWidth), height: percent(h, image.naturalHeight) });
-    }
-  };
-  const again = () => show(...at);
-  const near = new IntersectionObserver(([entry]) => {
-    if (!entry.isIntersecting) return;
-    near.disconnect();
-    Promise.all(images.map(image => image.decode())).then(again);
-    addEventListener("resize", again);
-  }, { rootMargin: "600px" });
-  near.observe(plate);
+  for (const image of plate.querySelectorAll("img"))
+    image.closest("figure").querySelector(".zoom").style.backgroundImage = "url(" + image.src + ")";
   plate.addEventListener("mousemove", event => {
-    if (event.target.tagName != "IMG") return;
-    const scale = event.target.naturalWidth / event.target.clientWidth;
-    const w = event.target.naturalWidth / $zoom;
-    show(event.offsetX * scale - w / 2, event.offsetY * scale - w / 4);
+    const image = event.target;
+    if (image.tagName != "IMG") return;
+    const half = image.clientWidth / $zoom / 2;  // of the window's width, and its whole height
+    const share = (at, size, window) =>
+      Math.max(0, Math.min(1, (at - window / 2) / (size - window)));
+    plate.style.setProperty("--x", share(event.offsetX, image.clientWidth, 2 * half));
+    plate.style.setProperty("--y", share(event.offsetY, image.clientHeight, half));
   });
 }
 </script>
