@@ -81,11 +81,12 @@ def m3fd(root):
 
 
 def mfnet(root):
-    for stem in ("00001D", "00002N", "00003N"):
+    for stem in ("00001D", "00001D_flip", "00002N", "00003N"):
         write(root / "images" / f"{stem}.png", 4)
         write_label(root / "labels" / f"{stem}.png", palette=True)
     for split, stem in (("train", "00001D"), ("val", "00002N"), ("test", "00003N")):
         (root / f"{split}.txt").write_text(f"{stem}\n")
+    (root / "train.txt").write_text("00001D\n00001D_flip\n")
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def stems(folder: Path) -> list[str]:
 ])  # fmt: skip
 def test_every_published_form_becomes_folders_that_training_reads(convert, make, splits):
     output = convert(make)
-    assert {p.name for p in output.iterdir()} == set(splits)
+    assert {p.name for p in output.iterdir() if p.is_dir()} == set(splits)
     for split, count in splits.items():
         pairs = PairFolder(output / split)
         assert len(pairs) == count
@@ -146,6 +147,41 @@ def test_the_fourth_channel_of_mfnet_is_thermal(convert, tmp_path):
 def test_a_person_in_a_car_is_a_person_and_a_lamp_is_nothing(convert):
     label = cv2.imread(str(convert(m3fd) / "train/labels/00000.png"), 0)
     assert label[6, 8] == 2 and label[15, 15] == 1 and label[5, 44] == 0 and label[30, 30] == 0
+
+
+def test_boxes_are_yolo_text_too(convert):
+    output = convert(m3fd)
+    lines = (output / "train/labels/00000.txt").read_text().splitlines()
+    assert lines == [
+        "0 0.187500 0.180556 0.125000 0.138889",  # columns 6 to 11 of 48, rows 4 to 8 of 36
+        "1 0.218750 0.291667 0.437500 0.583333",  # clipped at the left
+        "3 0.916667 0.138889 0.166667 0.277778",
+    ]  # the bus is outside
+    assert (output / "classes.txt").read_text().split()[:4] == ["People", "Car", "Bus", "Lamp"]
+
+
+def test_a_class_that_the_set_should_not_have_is_named(convert, tmp_path, capsys):
+    (tmp_path / "published").mkdir()
+    llvip(tmp_path / "published")
+    write_boxes(tmp_path / "published/Annotations/190001.xml", ("dog", 1, 1, 5, 5))
+    convert(llvip, expect=2)
+    assert "190001.xml: class 'dog'; expected person" in capsys.readouterr().err
+
+
+def test_links_save_the_copies_and_lead_to_the_source_from_anywhere(convert, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = convert(roadscene, "source=published", "symlink=true")
+    monkeypatch.chdir("/")
+    link = output / "train/vi/FLIR_00006.jpg"
+    assert link.is_symlink()
+    assert link.resolve() == (tmp_path / "published/crop_LR_visible/FLIR_00006.jpg").resolve()
+    assert len(PairFolder(output / "train")) == 3
+
+
+def test_images_that_change_are_written_and_not_linked(convert, tmp_path):
+    output = convert(msrs, "symlink=true", "max_width=24")
+    assert not (output / "train/ir/00001D.png").is_symlink()
+    assert read_luminance(tmp_path / "published/train/ir/00001D.png").shape == SIZE
 
 
 @pytest.mark.parametrize("make", [roadscene, m3fd])
@@ -209,6 +245,11 @@ def remove_vi(root):
     (root / "train/vi/00003N.png").unlink()
 
 
+def empty_ir(root):
+    for path in (root / "train/ir").iterdir():
+        path.unlink()
+
+
 def remove_test(root):
     (root / "test").rename(root / "elsewhere")
 
@@ -219,6 +260,8 @@ def remove_test(root):
     (break_label, "expected one channel of (36, 48)"),
     (remove_vi, "1 stems in one of them only: 00003N"),
     (remove_test, "no test in"),
+    (remove_test, "published/{train,test}/{ir,vi,Segmentation_labels}/*.png"),
+    (empty_ir, "no files in"),
 ])  # fmt: skip
 def test_a_damaged_set_is_refused_by_name_and_leaves_no_output(
     convert, tmp_path, capsys, harm, told

@@ -2,30 +2,35 @@
 
     python training/convert.py dataset=msrs source=~/MSRS output=data/msrs
     python training/convert.py dataset=llvip source=~/LLVIP output=data/llvip max_width=640 every=4
-    python training/convert.py dataset=roadscene source=~/RoadScene test=test_stems.txt
+    python training/convert.py dataset=roadscene source=~/RoadScene test=test_stems.txt symlink=true
 
 Writes `<output>/<split>/{ir,vi,labels}/<stem>`, as the set is split by its authors:
     msrs       {train,test}/{ir,vi,Segmentation_labels}/
     llvip      {infrared,visible}/{train,test}/, Annotations/<stem>.xml
     roadscene  cropinfrared/, crop_LR_visible/; no split
     m3fd       Ir/, Vis/, Annotation/<stem>.xml; meta/{train,val,test}.txt where a release has them
-    mfnet      images/ (colour and thermal, four channels), labels/, {train,val,test}.txt
+    mfnet      images/ (colour and thermal, four channels), labels/, {train,val,test}.txt; without
+               the mirrored copies `*_flip`, since training mirrors by itself
 
 Settings as `key=value`:
     dataset    one of those above
     source     folder of the set, unpacked
     output     folder to write, which must not exist; default data/<dataset>
     test       for sets without a split: text file with a stem a line, the rest is for training
+    symlink    link images that do not change instead of copying them
     max_width  images wider than this are made smaller (0: never)
     every      take every n-th pair only; neighbours of a video are near-identical
 
-Images are copied as they are unless they change. Labels are class ids per pixel, those of MSRS and
-MFNet: 1 car, 2 person, 3 bike. Boxes are filled with the id of their class, persons over the rest;
-kinds of objects without an id are left out.
+Images are copied as they are unless they change. Labels are PNG of class ids, those of MSRS and
+MFNet: 1 car, 2 person, 3 bike. Where a set has boxes these are filled with the id of their class,
+persons over the rest, other kinds of objects left out. Boxes are written as YOLO text too, one
+`class x y width height` a line (centre and size as shares of the image), for detectors; the classes
+are the lines of `<output>/classes.txt`.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -41,7 +46,21 @@ from tqdm import tqdm
 from fusion_models.data import EXTENSIONS, DataError
 from fusion_models.settings import ConfigError, merge_settings
 
-DEFAULTS = {"dataset": "", "source": "", "output": "", "test": "", "max_width": 0, "every": 1}
+DEFAULTS = {
+    "dataset": "", "source": "", "output": "", "test": "", "symlink": False, "max_width": 0,
+    "every": 1,
+}  # fmt: skip
+LAYOUTS = {
+    "msrs": "{train,test}/{ir,vi,Segmentation_labels}/*.png",
+    "llvip": "{infrared,visible}/{train,test}/*.jpg, Annotations/*.xml",
+    "roadscene": "{cropinfrared,crop_LR_visible}/*.jpg",
+    "m3fd": "{Ir,Vis}/*.png, Annotation/*.xml",
+    "mfnet": "{images,labels}/*.png, {train,val,test}.txt",
+}
+BOX_CLASSES = {
+    "llvip": ("person",), "m3fd": ("People", "Car", "Bus", "Lamp", "Motorcycle", "Truck"),
+}  # fmt: skip
+"""Classes of the boxes of a set in the order of their YOLO ids; those of M3FD as TarDAL's."""
 CLASS_IDS = {
     "car": 1, "bus": 1, "truck": 1, "person": 2, "people": 2, "bike": 3, "motorcycle": 3,
 }  # fmt: skip
@@ -71,12 +90,14 @@ def child(folder: Path, name: str) -> Path:
     exact = folder / name
     same = [p for p in folder.glob("*") if p.name.lower() == name.lower()]
     if not exact.exists() and not same:
-        raise DataError(f"no {name} in {folder}; give source=<the unpacked data set>, see --help")
+        raise DataError(f"no {name} in {folder}")
     return exact if exact.exists() else same[0]
 
 
 def by_stem(folder: Path, *endings: str) -> dict[str, Path]:
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings or not endings)
+    if not files:
+        raise DataError(f"no files in {folder}; expected {', '.join(endings)}")
     return {p.stem: p for p in files}
 
 
@@ -105,7 +126,8 @@ def read_list(path: Path) -> set[str]:
     """Stems of a text file with one file name or stem a line."""
     if not path.is_file():
         raise DataError(f"no list of stems {path}")
-    return {Path(line.strip()).stem for line in path.read_text().splitlines() if line.strip()}
+    stems = {Path(line.strip()).stem for line in path.read_text().splitlines() if line.strip()}
+    return {stem for stem in stems if not stem.endswith("_flip")}
 
 
 def assign(samples: list[Sample], lists: dict[str, Path]) -> list[Sample]:
@@ -154,7 +176,10 @@ def read_m3fd(source: Path) -> list[Sample]:
 
 def read_mfnet(source: Path) -> list[Sample]:
     images = child(source, "images")
-    samples = pairs("train", images, images, optional(source, "labels"))
+    samples = [
+        sample for sample in pairs("train", images, images, optional(source, "labels"))
+        if not sample.stem.endswith("_flip")
+    ]  # fmt: skip
     return assign(samples, {s: child(source, f"{s}.txt") for s in ("train", "val", "test")})
 
 
@@ -178,28 +203,63 @@ def read_label(path: Path) -> np.ndarray:
         return np.array(label)
 
 
-def draw_boxes(path: Path, height: int, width: int) -> np.ndarray:
-    """`(height, width)` uint8 class ids of the boxes in a Pascal VOC file."""
+@dataclass(frozen=True)
+class Box:
+    """A box of an annotation: its class in lower case, and its edges in pixels, all inside it."""
+
+    name: str
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def read_boxes(path: Path, height: int, width: int) -> list[Box]:
+    """The boxes in a Pascal VOC file, clipped to the image; those wholly outside are left out."""
+    boxes = []
     try:
-        found = []
         for thing in ElementTree.parse(path).getroot().iter("object"):
             box = thing.find("bndbox")
-            corners = [round(float(box.findtext(k))) for k in ("xmin", "ymin", "xmax", "ymax")]
-            left, top, right, bottom = np.maximum(corners, -1)  # -1 and less: outside
-            class_id = CLASS_IDS.get(thing.findtext("name", "").strip().lower(), 0)
-            found.append((class_id, left, top, right, bottom))
+            left, top, right, bottom = (
+                round(float(box.findtext(key))) for key in ("xmin", "ymin", "xmax", "ymax")
+            )
+            if left < width and top < height and right >= 0 and bottom >= 0:
+                clipped = max(left, 0), max(top, 0), min(right, width - 1), min(bottom, height - 1)
+                boxes.append(Box(thing.findtext("name", "").strip().lower(), *clipped))
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no Pascal VOC annotation: {error}") from error
+    return boxes
+
+
+def draw_boxes(boxes: list[Box], height: int, width: int) -> np.ndarray:
+    """`(height, width)` uint8 class ids of the filled boxes."""
     label = np.zeros((height, width), np.uint8)
     # Bikes, cars, persons: what a person rides or hides must not hide the person.
     for class_id in (3, 1, 2):
-        for number, left, top, right, bottom in found:
-            if number == class_id:
-                label[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = number
+        for box in boxes:
+            if CLASS_IDS.get(box.name) == class_id:
+                label[box.top : box.bottom + 1, box.left : box.right + 1] = class_id
     return label
 
 
-def convert(sample: Sample, folder: Path, max_width: int) -> bool:
+def yolo_text(boxes: list[Box], classes: tuple[str, ...], height: int, width: int) -> str:
+    """A line of YOLO text for each box; DataError for a class that is not among `classes`."""
+    ids = {name.lower(): i for i, name in enumerate(classes)}
+    lines = []
+    for box in boxes:
+        if box.name not in ids:
+            raise DataError(f"class '{box.name}'; expected {', '.join(classes)}")
+        # The last pixel belongs to the box, so its edge is one further.
+        x0, x1, y0, y1 = box.left, box.right + 1, box.top, box.bottom + 1
+        place = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
+        lines.append(" ".join([str(ids[box.name]), *(f"{v:.6f}" for v in place)]) + "\n")
+    return "".join(lines)
+
+
+def convert(
+    sample: Sample, folder: Path, max_width: int, symlink: bool = False,
+    classes: tuple[str, ...] = (),
+) -> bool:  # fmt: skip
     """Writes one pair below `<folder>/<split>`; whether it has a label. DataError if it is bad."""
     ir, vi = read_image(sample.ir), read_image(sample.vi)
     copied = sample.ir != sample.vi
@@ -213,10 +273,19 @@ def convert(sample: Sample, folder: Path, max_width: int) -> bool:
             f"{vi.shape[1]}x{vi.shape[0]}; the pairs of this set should be of one size"
         )
     height, width = ir.shape[:2]
+    place = folder / sample.split
     label = None
-    if sample.label:
-        boxes = sample.label.suffix.lower() == ".xml"
-        label = draw_boxes(sample.label, height, width) if boxes else read_label(sample.label)
+    if sample.label and sample.label.suffix.lower() == ".xml":
+        boxes = read_boxes(sample.label, height, width)
+        label = draw_boxes(boxes, height, width)
+        try:
+            text = yolo_text(boxes, classes, height, width)
+        except DataError as error:
+            raise DataError(f"{sample.label}: {error}") from None
+        (place / "labels").mkdir(parents=True, exist_ok=True)
+        (place / "labels" / f"{sample.stem}.txt").write_text(text)
+    elif sample.label:
+        label = read_label(sample.label)
         if label.shape != (height, width):
             raise DataError(
                 f"{sample.label}: {label.shape}, expected one channel of {(height, width)}"
@@ -227,11 +296,14 @@ def convert(sample: Sample, folder: Path, max_width: int) -> bool:
         ir, vi = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (ir, vi))
         if label is not None:
             label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-    place = folder / sample.split
     for name, source, image in (("ir", sample.ir, ir), ("vi", sample.vi, vi)):
         if copied:
             (place / name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, place / name / source.name)
+            target = place / name / source.name
+            if symlink:
+                target.symlink_to(os.path.abspath(source))
+            else:
+                shutil.copyfile(source, target)
         else:
             write_image(place / name / f"{sample.stem}.png", image)
     if label is not None:
@@ -261,7 +333,11 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"{output} exists: remove it or give another output=")
         if config.every < 1 or config.max_width < 0:
             raise ConfigError("every must be >= 1 and max_width >= 0")
-        samples = READERS[config.dataset](source)
+        try:
+            samples = READERS[config.dataset](source)
+        except DataError as error:
+            expected = f"{config.dataset} is published as {source}/{LAYOUTS[config.dataset]}"
+            raise DataError(f"{error}\n  {expected}") from None
         if config.test:
             if config.dataset not in UNSPLIT:
                 raise ConfigError(f"test= is for sets without a split: {', '.join(UNSPLIT)}")
@@ -271,9 +347,13 @@ def main(arguments: list[str]) -> int:
         # Renamed when complete: an interrupted conversion is no data set.
         partial = output.with_name(output.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
+        classes = BOX_CLASSES.get(config.dataset, ())
         counts: dict[str, list[bool]] = {}
         for sample in tqdm(samples[:: config.every], desc=config.dataset, leave=False):
-            counts.setdefault(sample.split, []).append(convert(sample, partial, config.max_width))
+            labelled = convert(sample, partial, config.max_width, config.symlink, classes)
+            counts.setdefault(sample.split, []).append(labelled)
+        if any(sample.label for sample in samples) and classes:
+            (partial / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
         partial.rename(output)
     except (ValueError, OSError) as error:
         print(f"convert.py: {error}", file=sys.stderr)
