@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+    shape_inference,
+)
 
 LINEAR = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 KEPT_FLOAT = ("Softmax", "ReduceMean", "ReduceSum", "GlobalAveragePool", "Cast")
@@ -74,8 +82,8 @@ class _Converter:
             for i, output in enumerate(node.output):
                 if half and self.types.get(output) == TensorProto.FLOAT:
                     if output in results:
-                        node.output[i] = self.casts[output, wanted] = f"{output}_fp16"
-                        self.nodes.append(self._cast_node(node.output[i], output, TensorProto.FLOAT))
+                        result = node.output[i] = self.casts[output, wanted] = f"{output}_fp16"
+                        self.nodes.append(self._cast_node(result, output, TensorProto.FLOAT))
                     else:
                         self.types[output] = wanted
         used = {name for node in self.nodes for name in node.input}

@@ -79,7 +79,8 @@ class RowThenColumnConv(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x, self.rows, padding=(0, 1)), self.shift, self.bias, padding=(1, 0))
+        rows = F.conv2d(x, self.rows, padding=(0, 1))
+        return F.conv2d(rows, self.shift, self.bias, padding=(1, 0))
 
 
 def upsample(x: Tensor, scale: int = 2) -> Tensor:

@@ -1,0 +1,169 @@
+"""Times the networks alone: ONNX, folded and plain eager PyTorch, in turn, in one run.
+
+    python training/benchmark.py                              # all methods, 640x480, two threads
+    python training/benchmark.py methods=cfi,caf repeats=30 output=benchmark.json
+    python training/benchmark.py weights=/tmp/my_weights profile=true
+
+Settings as `key=value`: methods (names with commas; all), width, height, threads, repeats, weights
+(folder of `<method>.onnx` and `<method>.safetensors`), profile (times by operator), output (JSON;
+'' for none). With a CUDA GPU also PyTorch as a CUDA graph in float16 and onnxruntime's CUDA
+provider, upload and download apart. Prints a table; medians of interleaved runs, of which the
+ratios hold on a busy machine too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import onnxruntime
+import torch
+from safetensors.torch import load_file
+
+from fusion_models import WEIGHTS_DIR, create_model, list_models
+from fusion_models.benchmark import (
+    Stages,
+    count_work,
+    interleaved,
+    onnxruntime_cuda,
+    operator_shares,
+    torch_cuda,
+    torch_forms,
+)
+from fusion_models.export import reference_pair
+from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.trainer import source_commit
+from fusion_ros.inference import load_engine
+
+DEFAULTS = {
+    "methods": "",
+    "width": 640,
+    "height": 480,
+    "threads": 2,
+    "repeats": 15,
+    "weights": str(WEIGHTS_DIR),
+    "profile": False,
+    "output": "",
+}
+
+
+def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        config = merge_settings(DEFAULTS, arguments)
+        methods = [m for m in config.methods.split(",") if m] or list_models()
+        check(config, methods)
+    except ConfigError as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(config.threads)
+    record = {
+        "host": host(),
+        "versions": {name: version(name) for name in ("torch", "onnxruntime", "onnx", "numpy")},
+        "commit": source_commit(),
+        "settings": {k: config[k] for k in ("width", "height", "threads", "repeats")},
+        "methods": {method: measure(method, config) for method in methods},
+    }
+    print(table(record["methods"]))
+    if config.output:
+        Path(config.output).write_text(json.dumps(record, indent=2) + "\n")
+        print(f"wrote {config.output}")
+    return 0
+
+
+def check(config, methods: list[str]) -> None:
+    """Raises ConfigError for sizes that the networks do not take and for files that are missing."""
+    if config.width % 8 or config.height % 8 or min(config.width, config.height) < 32:
+        raise ConfigError("width and height must be multiples of 8, at least 32")
+    if config.threads < 1 or config.repeats < 1:
+        raise ConfigError("threads and repeats must be at least 1")
+    for method in methods:
+        if method not in list_models():
+            raise ConfigError(f"unknown method '{method}': choose from {', '.join(list_models())}")
+        for suffix in ("onnx", "safetensors"):
+            path = Path(config.weights) / f"{method}.{suffix}"
+            if not path.is_file():
+                raise ConfigError(f"{path} is missing; `python training/export.py` writes it")
+
+
+def measure(method: str, config) -> dict:
+    """All figures of one method, ready for JSON."""
+    path = Path(config.weights) / f"{method}.onnx"
+    size = (config.height, config.width)
+    pair = reference_pair(size)
+    model = create_model(method)
+    model.load_state_dict(load_file(path.with_suffix(".safetensors")))
+    engine = load_engine(path, "onnxruntime_cpu", size, threads=config.threads)
+    feeds = {"ir": pair[0], "vi": pair[1]}
+    forms = {"onnx": lambda: engine.run(feeds), **torch_forms(model, pair)}
+    timings = interleaved(forms, config.repeats)
+    figures = {
+        "onnx_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "engine": engine.description,
+        "work": asdict(count_work(path, size)),
+        "cpu": {name: asdict(timing) for name, timing in timings.items()},
+        "eager_over_onnx": round(timings["eager"].median_ms / timings["onnx"].median_ms, 2),
+    }
+    engine.close()
+    if config.profile:
+        figures["operators_ms"] = operator_shares(path, pair, config.threads)
+    if torch.cuda.is_available():
+        figures["cuda"] = {n: asdict(s) for n, s in on_cuda(model, path, pair, config).items()}
+    return figures
+
+
+def on_cuda(model: torch.nn.Module, path: Path, pair, config) -> dict[str, Stages]:
+    stages = {"torch_graph_fp16": torch_cuda(model, pair, config.repeats)}
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        for name, file in (("fp32", path), ("fp16", path.with_suffix(".fp16.onnx"))):
+            if file.is_file():
+                stages[f"onnxruntime_{name}"] = onnxruntime_cuda(file, pair, config.repeats)
+    return stages
+
+
+def host() -> dict:
+    """What the figures were measured on, and how busy it was."""
+    cpu, info = platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0].partition(":")[2].strip() if models else cpu
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def table(methods: dict[str, dict]) -> str:
+    """The CPU's and, where there is one, the GPU's figures as text."""
+    lines = [
+        f"{'method':12}{'GMAC':>7}{'GB moved':>10}{'onnx ms':>10}{'torch ms':>10}{'eager ms':>10}"
+        f"{'eager/onnx':>12}"
+    ]
+    for name, m in methods.items():
+        medians = [m["cpu"][form]["median_ms"] for form in ("onnx", "torch", "eager")]
+        times = "".join(f"{ms:10.1f}" for ms in medians)
+        work = f"{m['work']['macs'] / 1e9:7.1f}{m['work']['bytes_moved'] / 1e9:10.2f}"
+        lines.append(f"{name:12}{work}{times}{m['eager_over_onnx']:12.1f}")
+    for name, m in methods.items():
+        for form, stages in m.get("cuda", {}).items():
+            times = ", ".join(f"{stage} {t['median_ms']:.3f}" for stage, t in stages.items())
+            lines.append(f"{name:12}{form}: {times} ms")
+        for operator, ms in m.get("operators_ms", {}).items():
+            if ms >= 0.5:
+                lines.append(f"{name:12}{operator:24}{ms:8.1f} ms")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
