@@ -331,11 +331,14 @@ def test_a_folder_of_unreadable_images_ends_all_the_same(tmp_path):
     assert node.returncode == 0 and '2 frames sent' in out, (out, err)
 
 
-def test_an_interrupted_camera_ends_cleanly():
+@pytest.mark.parametrize('times', [1, 2])
+def test_an_interrupted_camera_ends_cleanly(times):
     pytest.importorskip('rclpy')
     node = _start('rgb', scene='day', width=64, height=48)
     time.sleep(4.0)
-    node.send_signal(signal.SIGINT)
+    for _ in range(times):
+        node.send_signal(signal.SIGINT)
+        time.sleep(0.2)
     out, err = node.communicate(timeout=15)
     assert node.returncode == 0 and 'frames sent' in out and 'Traceback' not in err, (out, err)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import math
+import signal
 import sys
 import time
 
@@ -244,12 +245,10 @@ class CameraNode(Node):
 
     def run(self) -> int:
         """Sends frames until the last one or shutdown; returns how many were sent."""
-        try:
-            if self.settings.wait_for_subscribers:
-                self._wait_for_subscribers()
-            self._send()
-        finally:
-            self._finish()
+        if self.settings.wait_for_subscribers:
+            self._wait_for_subscribers()
+        self._send()
+        self._wait_for_receipt()
         return self.sent
 
     def _send(self) -> None:
@@ -364,14 +363,17 @@ class CameraNode(Node):
         # The other end learns of this publisher a little later than this end of it.
         time.sleep(0.3)
 
-    def _finish(self) -> None:
-        """Leaves nothing unsent behind and says what was sent."""
-        if self.context.ok():
-            for publisher in (self._images, self._infos):
-                if not publisher.wait_for_all_acked(Duration(seconds=5)):
-                    self.get_logger().warning(f'not all of {publisher.topic_name} was received')
-        print(f'{self.settings.camera} camera: {self.sent} frames sent, {self.skipped} skipped',
-              flush=True)
+    def _wait_for_receipt(self) -> None:
+        """Leaves nothing unsent behind."""
+        for publisher in (self._images, self._infos):
+            try:
+                received = publisher.wait_for_all_acked(Duration(seconds=5))
+            except Exception:  # rclpy's RCLError: a signal has taken the context away
+                if self.context.ok():
+                    raise
+                return
+            if not received:
+                self.get_logger().warning(f'not all of {publisher.topic_name} was received')
 
 
 def main(args: list[str] | None = None) -> None:
@@ -388,6 +390,10 @@ def main(args: list[str] | None = None) -> None:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        # `ros2 launch` repeats a Ctrl-C that the terminal has sent already: the end is under way.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print(f'{node.settings.camera} camera: {node.sent} frames sent, {node.skipped} skipped',
+              flush=True)
         node.destroy_node()
         rclpy.try_shutdown()
 
