@@ -21,6 +21,8 @@ from fusion_models.eager import eager_form
 from fusion_models.registry import deploy_form
 
 WARMUP = 2
+PAUSE = 0.05
+"""Seconds between two forms: the idle threads of one spin for a while, on the other's cores."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,20 @@ class Work:
 
 
 def interleaved(
-    forms: dict[str, Callable[[], object]], repeats: int, warmup: int = WARMUP
+    forms: dict[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = WARMUP,
+    pause: float = 0.0,
 ) -> dict[str, Timing]:
-    """Times several callables in turn, so that a busy machine disturbs all of them alike."""
+    """Times several callables in turn, so that a busy machine disturbs all of them alike.
+
+    Args:
+        repeats: timed runs of each, after ``warmup`` others. pause: before each run, in seconds.
+    """
     times: dict[str, list[float]] = {name: [] for name in forms}
     for step in range(warmup + repeats):
         for name, run in forms.items():
+            time.sleep(pause)
             start = time.perf_counter()
             run()
             if step >= warmup:

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 from fusion_models import WEIGHTS_DIR, create_model, list_models
 from fusion_models.benchmark import (
+    PAUSE,
     Stages,
     count_work,
     interleaved,
@@ -104,7 +105,7 @@ def measure(method: str, config) -> dict:
     engine = load_engine(path, "onnxruntime_cpu", size, threads=config.threads)
     feeds = {"ir": pair[0], "vi": pair[1]}
     forms = {"onnx": lambda: engine.run(feeds), **torch_forms(model, pair)}
-    timings = interleaved(forms, config.repeats)
+    timings = interleaved(forms, config.repeats, pause=PAUSE)
     figures = {
         "onnx_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "engine": engine.description,
