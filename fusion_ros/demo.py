@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import OrderedDict
@@ -33,11 +32,12 @@ from fusion_ros import images
 from fusion_ros.cameras.files import FilesError, PairFolder
 from fusion_ros.cameras.scene import CONDITIONS, TOUR_FADE_S, TOUR_STOP_S, weather
 from fusion_ros.detector import default_detector_path
-from fusion_ros.fastdds import PROFILE_VARIABLE
 from fusion_ros.inference import EngineError
 from fusion_ros.models import model_path
 from fusion_ros.parameters import Parameters
 from fusion_ros.pipeline import load_detector, load_network
+from fusion_ros.processes import Child, ProcessError, ros_arguments, set_environment
+from fusion_ros.reports import Report
 from fusion_ros.thermal import GainControl
 
 SIZES = ((640, 480), (480, 360), (400, 300), (320, 240))
@@ -89,12 +89,12 @@ def main(args: list[str] | None = None) -> int:
     except (DemoError, FilesError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
-    _set_environment()
+    set_environment()
     try:
         summary = _run(options, parameters)
     except KeyboardInterrupt:
         return 130
-    except (DemoError, FilesError, EngineError) as error:
+    except (DemoError, ProcessError, FilesError, EngineError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     print(summary)
@@ -130,25 +130,6 @@ def _check(options: argparse.Namespace) -> Parameters:
     if options.method.endswith(".onnx"):
         options.method = str(model_path(options.method).resolve())
     return Parameters(method=options.method, detector=options.detector)
-
-
-def _set_environment() -> None:
-    """Keep to this machine and out of other ROS traffic, with room for images, unless told."""
-    environ = os.environ
-    environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
-    profile, memory = _profile(), Path("/dev/shm")
-    # The processes share 64 MB each; a container may have less for all of them.
-    if profile and memory.is_dir() and shutil.disk_usage(memory).free > 512e6:
-        environ.setdefault(PROFILE_VARIABLE, str(profile))
-
-
-def _profile() -> Path | None:
-    """The Fast DDS profile: in the checkout, or in share/ of what this is installed under."""
-    _, *above = Path(__file__).resolve().parents
-    folders = [above[0], *(folder / "share" / "fusion_ros" for folder in above)]
-    paths = (folder / "config" / "fastdds_shm.xml" for folder in folders)
-    return next((path for path in paths if path.is_file()), None)
 
 
 # --- What two cores can follow --------------------------------------------------------------------
@@ -210,60 +191,20 @@ def _seconds(work: Callable[[], object]) -> float:
 # --- Processes ------------------------------------------------------------------------------------
 
 
-class Child:
-    """A process of the demonstration, whose output goes to a log."""
-
-    def __init__(self, name: str, module: str, folder: Path, *ros_args: str) -> None:
-        self.name = name
-        self.log = folder / f"{name}.log"
-        command = [sys.executable, "-u", "-m", module, "--ros-args", *ros_args]
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-
-    def ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def check(self, may_end: bool = False) -> None:
-        """Raise `DemoError`, with the end of the log, if the process failed."""
-        code = self._process.poll()
-        if code is None or (code == 0 and may_end):
-            return
-        raise self.error(f"ended with status {code}")
-
-    def error(self, text: str) -> DemoError:
-        """The error to raise for what `text` says of the process, with the end of its log."""
-        last = self.log.read_text(errors="replace").splitlines()[-15:]
-        lines = "\n".join(f"  {line}" for line in last)
-        return DemoError(f"the process {self.name} {text}; its log, {self.log}, ends with\n{lines}")
-
-    def stop(self) -> None:
-        if not self.ended():
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-
-
 def _camera(name: str, options: argparse.Namespace, plan: Plan, logs: Path, start_ns: int) -> Child:
     values = {
         "camera": name,
         "rate": plan.rate,
         "frames": plan.pairs,
-        "start_time": f"'{start_ns}'",
+        "start_time": str(start_ns),
         "wait_for_subscribers": 2,  # the node and the recorder
     }
     if options.data:
-        values |= {"source": "files", "path": f"'{options.data.resolve()}'"}
+        values |= {"source": "files", "path": str(options.data.resolve())}
     if plan.size and (options.data or name == "rgb"):
         values |= {"width": plan.size[0], "height": plan.size[1]}
-    arguments = ["-r", f"__ns:=/{name}", *_ros_arguments(values)]
+    arguments = ["-r", f"__ns:=/{name}", *ros_arguments(values)]
     return Child(f"{name}_camera", "fusion_ros.cameras.camera_node", logs, *arguments)
-
-
-def _ros_arguments(parameters: dict[str, object]) -> list[str]:
-    return [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
 
 
 # --- What came of it ------------------------------------------------------------------------------
@@ -283,8 +224,7 @@ class Recorder(Node):
     def __init__(self, output: Path, plan: Plan, scene: str | None) -> None:
         super().__init__("demo")
         self.start_ns = 0
-        self.status: dict[str, str] = {}
-        self.status_ns = 0
+        self.report: Report | None = None
         self.codec = ""
         self._output, self._plan, self._scene = output, plan, scene
         self._gain = GainControl(**plan.gain())
@@ -319,7 +259,8 @@ class Recorder(Node):
     def settled(self, since_ns: int) -> bool:
         """Whether the node has reported, by the stamp of its report, that nothing is left to do."""
         left = ("in_progress", "thermal_waiting", "rgb_waiting")
-        return self.status_ns > since_ns and not any(self._count(name) for name in left)
+        report = self.report
+        return report.stamp_ns > since_ns and not any(report.count(name) for name in left)
 
     def finish(self) -> Summary:
         """Write stills and `summary.json`, close the video."""
@@ -334,10 +275,7 @@ class Recorder(Node):
         return summary
 
     def _on_diagnostics(self, msg: DiagnosticArray) -> None:
-        for status in msg.status:
-            if status.name == "fuse_node: fusion":
-                self.status = {value.key: value.value for value in status.values}
-                self.status_ns = _stamp_ns(msg)
+        self.report = Report.read(msg) or self.report
 
     def _on_thermal(self, msg: Image) -> None:
         thermal = images.thermal_array(msg)
@@ -378,7 +316,7 @@ class Recorder(Node):
             # One size for the whole video, large enough to read; even, as codecs want it.
             scale = max(1.0, LEAST_PANEL / width)
             self._panel = (round(width * scale / 2) * 2, round(height * scale / 2) * 2)
-        method = Path(self.status.get("method", "")).stem
+        method = Path(self.report.values["method"]).stem if self.report else ""
         return np.hstack(
             [
                 _panel(thermal, self._panel, self._thermal_title),
@@ -392,20 +330,18 @@ class Recorder(Node):
             self._video, self.codec = _open_video(self._output, image, self._plan.rate)
         self._video.write(image)
 
-    def _count(self, name: str) -> int:
-        return int(self.status.get(name, 0))
-
     def _summary(self) -> Summary:
-        status = self.status
-        width, height = map(int, status["size"].split("x"))
+        report = self.report
+        values, count = report.values, report.count
+        width, height = map(int, values["size"].split("x"))
         streams = {
-            name: {key: self._count(f"{name}_{key}") for key in STREAM}
+            name: {key: count(f"{name}_{key}") for key in STREAM}
             for name in ("thermal", "rgb")
         }
         rgb = streams["rgb"]
         return Summary(
-            method=status["method"],
-            engine=status["engine"],
+            method=values["method"],
+            engine=values["engine"],
             width=width,
             height=height,
             frames_thermal=streams["thermal"]["received"],
@@ -414,17 +350,13 @@ class Recorder(Node):
             too_far=rgb["too_far"],
             missing=rgb["missing"],
             stale=rgb["stale"],
-            displaced=self._count("displaced"),
-            rejected=self._count("rejected"),
-            fused=self._count("fused"),
-            fps=float(status["mean_fps"]),
-            latency_ms={p: float(status[f"latency_{p}_ms"]) for p in ("p50", "p95", "p99")},
-            stage_ms={
-                key.removeprefix("stage_").removesuffix("_ms"): float(value)
-                for key, value in status.items()
-                if key.startswith("stage_")
-            },
-            detections=self._count("detections"),
+            displaced=count("displaced"),
+            rejected=count("rejected"),
+            fused=count("fused"),
+            fps=float(values["mean_fps"]),
+            latency_ms={p: float(values[f"latency_{p}_ms"]) for p in ("p50", "p95", "p99")},
+            stage_ms=report.stage_ms,
+            detections=count("detections"),
             streams=streams,
         )
 
@@ -485,7 +417,7 @@ def _keep(frames: OrderedDict[int, np.ndarray], msg: Image, image: np.ndarray) -
         frames.popitem(last=False)
 
 
-def _stamp_ns(msg: Image | DiagnosticArray) -> int:
+def _stamp_ns(msg: Image) -> int:
     return Time.from_msg(msg.header.stamp).nanoseconds
 
 
@@ -534,15 +466,15 @@ def _run(options: argparse.Namespace, parameters: Parameters) -> Summary:
     children: list[Child] = []
     try:
         values = {f"gain_{name}": value for name, value in plan.gain().items()}
-        values["method"] = f"'{options.method}'"
+        values["method"] = options.method
         values["camera_timeout"] = max(Parameters.camera_timeout, 3 / plan.rate)
         if options.detector:
-            values["detector"] = f"'{Path(options.detector).resolve()}'"
+            values["detector"] = str(Path(options.detector).resolve())
         begun = time.monotonic()
-        fusion = Child("fuse_node", "fusion_ros.fuse_node", logs, *_ros_arguments(values))
+        fusion = Child("fuse_node", "fusion_ros.fuse_node", logs, *ros_arguments(values))
         children.append(fusion)
         recorder = Recorder(output, plan, scene=None if options.data else "tour")
-        while not recorder.status:
+        while not recorder.report:
             fusion.check()
             if time.monotonic() > begun + LONGEST_START_S:
                 raise fusion.error(f"has reported nothing for {LONGEST_START_S:.0f} s")

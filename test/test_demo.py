@@ -12,8 +12,8 @@ import cv2
 import pytest
 from support import write_detector_onnx, write_fusion_onnx
 
-from fusion_ros.demo import Child, DemoError
 from fusion_ros.models import list_methods
+from fusion_ros.processes import Child, ProcessError
 
 KEYS = (
     "method engine width height frames_thermal frames_rgb paired too_far missing stale displaced "
@@ -48,7 +48,7 @@ def test_a_process_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
     child = Child("fuse_node", "fusion_ros.fuse_node", tmp_path, "-p", "method:=nonsense")
     while not child.ended():
         time.sleep(0.05)
-    with pytest.raises(DemoError, match="(?s)fuse_node ended with status 1.*choose one of"):
+    with pytest.raises(ProcessError, match="(?s)fuse_node ended with status 1.*choose one of"):
         child.check(may_end=True)
 
 
