@@ -76,6 +76,7 @@ setup(
             "camera_node = fusion_ros.cameras.camera_node:main",
             "demo = fusion_ros.demo:main",
             "build_engine = fusion_ros.inference.build:main",
+            "benchmark = fusion_ros.benchmark.__main__:main",
         ]
     },
 )
