@@ -47,12 +47,20 @@ def _files(folder: Path) -> dict[str, Path]:
     } if folder.is_dir() else {}
 
 
-def read_luminance(path: Path) -> np.ndarray:
-    """Luminance of an image file as `(H, W)` uint8 (BT.601 for colour); DataError if unreadable."""
+def read_luminance(path: Path, thermal: bool = False) -> np.ndarray:
+    """Luminance of an image file as `(H, W)` uint8 (BT.601 for colour); DataError if unreadable.
+
+    16 bit become 8 by their upper half; thermal ones, whose sensors fill a small part of the range,
+    linearly between their percentiles 1 and 99, as the runtime's gain control does it.
+    """
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise DataError(f"{path}: cannot be read as an image; replace or remove the file")
-    if image.dtype == np.uint16:
+    if image.dtype == np.uint16 and thermal and image.ndim == 2:
+        low, high = np.percentile(image, (1, 99))
+        scaled = (image - low) * (255.0 / max(high - low, 1.0))
+        image = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    elif image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.dtype != np.uint8:
         raise DataError(f"{path}: pixels are {image.dtype}; expected 8 or 16 bit")
@@ -88,7 +96,7 @@ class PairFolder:
     Args:
         root: folder with `ir/`, `vi/` and optionally `labels/` (class ids per pixel).
         limit: use at most this many pairs, evenly spaced (0: all).
-        salient: label ids that count as salient objects.
+        salient: label ids that count as salient objects; the default is car and person in MFNet, MSRS.
     Raises:
         DataError: unequal stems or sizes, unreadable files, wrong channel counts; all are named.
     """
@@ -104,7 +112,7 @@ class PairFolder:
         problems = []
         for ir_path, vi_path in pairs:
             try:
-                ir, vi = read_luminance(ir_path), read_luminance(vi_path)
+                ir, vi = read_luminance(ir_path, thermal=True), read_luminance(vi_path)
                 mask = None
                 if ir_path.stem in labels:
                     mask = np.isin(read_luminance(labels[ir_path.stem]), salient).astype(np.uint8)

@@ -67,7 +67,7 @@ class PairSet:
 
     def __iter__(self) -> Iterator[Pair]:
         for ir_file, vi_file in self.files:
-            ir, vi = read_luminance(ir_file), read_luminance(vi_file)
+            ir, vi = read_luminance(ir_file, thermal=True), read_luminance(vi_file)
             if ir.shape != vi.shape:
                 raise DataError(
                     f"{self.name}/{ir_file.stem}: ir is {ir.shape}, vi {vi.shape} (height, width); "

@@ -130,6 +130,9 @@ class FusionTarget(nn.Module):
         size: box in pixels of the local contrast; surround: box of the target's surroundings.
         noise: thermal gradients below this (per pixel, [0, 1] scale) count as sensor noise.
         gain: factor on the target gradient; a little over 1 counters the blur of small networks.
+        contrast: how much of the intensity's difference to its surroundings is added once more.
+        knee: above it, what thermal and `contrast` add rolls off towards the middle between it and 1,
+            so that saturated thermal keeps some drawing (1: no roll-off).
         sharpness: how decidedly the stronger modality wins; higher approaches a hard choice.
         dark_bias: adds to the visible image's contrast, so that flat noise does not decide.
     """
@@ -142,10 +145,13 @@ class FusionTarget(nn.Module):
         gain: float = 1.0,
         sharpness: float = 2.0,
         dark_bias: float = 0.01,
+        contrast: float = 0.0,
+        knee: float = 1.0,
     ):
         super().__init__()
         self.size, self.surround, self.noise = size, surround, noise
         self.gain, self.sharpness, self.dark_bias = gain, sharpness, dark_bias
+        self.contrast, self.knee = contrast, knee
 
     @torch.no_grad()
     def forward(self, ir: Tensor, vi: Tensor) -> Target:
@@ -155,6 +161,14 @@ class FusionTarget(nn.Module):
         lead = torch.log((c_ir + hot + self.dark_bias) / (c_vi + self.dark_bias))
         weight = local_mean(torch.sigmoid(self.sharpness * lead), 9)  # no edge of its own
         intensity = vi + weight * (ir - vi).clamp_min(0.0)
+        if self.contrast:
+            away = intensity - local_mean(intensity, self.surround)
+            intensity = (intensity + self.contrast * away).clamp(0.0, 1.0)
+        if self.knee < 1.0:
+            room = (1.0 - self.knee) / 2
+            rolled = self.knee + room * torch.tanh((intensity - self.knee) / room)
+            rolled = torch.maximum(rolled, torch.minimum(intensity, vi))  # lamps and sky stay
+            intensity = torch.where(intensity > self.knee, rolled, intensity)
         g_ir, g_vi = sobel(ir), sobel(vi)
         # Noise floor: thermal sensors print lines and grain into flat regions such as the sky.
         m_ir = (g_ir.square().sum(1, keepdim=True).sqrt() - self.noise).clamp_min(0.0)

@@ -107,6 +107,8 @@ def vif(fused: Image, ir: Image, vi: Image) -> float:
         ValueError: less than 65 pixels a side, or unequal sizes.
     """
     _check(fused, ir, vi)
+    if min(np.shape(fused)) < 65:  # next to nothing would be left of the smallest scale
+        raise ValueError(f"VIF needs at least 65 x 65 pixels, got {np.shape(fused)}")
     f = np.asarray(fused, np.float64)
     sources = [np.asarray(x, np.float64) for x in (ir, vi)]
     kept, there = np.zeros(2), np.zeros(2)
@@ -119,8 +121,6 @@ def vif(fused: Image, ir: Image, vi: Image) -> float:
 
         if scale:
             f, *sources = (blur(x)[::2, ::2] for x in (f, *sources))
-            if min(f.shape) < size:
-                raise ValueError(f"VIF needs at least 65 x 65 pixels, got {fused.shape}")
         mean_f = blur(f)
         var_f = np.maximum(blur(f * f) - mean_f * mean_f, 0.0)
         for k, s in enumerate(sources):

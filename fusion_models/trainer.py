@@ -27,6 +27,7 @@ from fusion_models.metrics import evaluate
 from fusion_models.settings import ConfigError, parse_arguments
 
 
+OPTIMIZERS = {"adamw": (torch.optim.AdamW, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
 FIRST = 20
 """How many losses at the beginning of a run are kept to compare its end with."""
 
@@ -39,13 +40,15 @@ class TrainConfig:
         method: one of `fusion_models.list_models()`.
         data: pair folders or folders of sets, comma separated; 'auto' looks in the usual places.
         mix: relative weight of each set by the folder's name (absent: 1; 0: left out).
+        salient: ids of labels, where there are any, that count as salient objects.
         limit: most pairs read from one root (0: all).
         validation: pair folder to measure on; 'auto' takes the `test` split of msrs or of the first root.
         output: folder of checkpoints, logs and pictures; '' for `runs/<method>`.
         resume: go on from the output folder's last checkpoint.
         init: safetensors file to start from, or 'shipped' for the committed weights.
         max_steps, batch_size, crop: schedule and batch; batch_size is per process.
-        lr, warmup, lr_final, weight_decay, clip: Adam (AdamW) with warm-up and cosine decay.
+        optimizer: adamw, or sgd with a momentum of 0.9.
+        lr, warmup, lr_final, weight_decay, clip: warm-up, then a cosine decay.
         freeze_norm: share of the schedule after which batch norms use their running statistics.
         average: decay of the moving average of the weights, which is what is evaluated and shipped.
         precision: 32-true, bf16-mixed or 16-mixed. devices, accelerator, threads: where to run.
@@ -57,6 +60,7 @@ class TrainConfig:
     method: str = "baffm"
     data: str = "auto"
     mix: dict[str, float] = field(default_factory=dict)
+    salient: list[int] = field(default_factory=lambda: [1, 2])
     limit: int = 0
     validation: str = "auto"
     output: str = ""
@@ -65,6 +69,7 @@ class TrainConfig:
     max_steps: int = 3000
     batch_size: int = 6
     crop: int = 128
+    optimizer: str = "adamw"
     lr: float = 2e-3
     warmup: int = 100
     lr_final: float = 0.01
@@ -155,6 +160,8 @@ class Trainer:
         card = model_card(config.method)  # an unknown method is refused before anything else
         if config.max_steps < 1 or config.batch_size < 1 or config.crop < 32 or config.crop % 8:
             raise ConfigError("max_steps and batch_size must be >= 1, crop a multiple of 8, >= 32")
+        if config.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optimizer '{config.optimizer}': choose {', '.join(OPTIMIZERS)}")
         if config.threads:
             torch.set_num_threads(config.threads)
         self.fabric = Fabric(
@@ -178,8 +185,9 @@ class Trainer:
             path = card.checkpoint if config.init == "shipped" else Path(config.init)
             model.load_state_dict(load_file(path))
         model = model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        kind, settings = OPTIMIZERS[config.optimizer]
+        optimizer = kind(
+            model.parameters(), lr=config.lr, weight_decay=config.weight_decay, **settings
         )
         self.raw_model = model
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
@@ -189,20 +197,24 @@ class Trainer:
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
         self.first_losses: list[float] = []
+        self.curve: list[tuple[int, float]] = []
         self.metrics: dict[str, float] = {}
         if config.resume:
             self._resume()
 
     def _data(self) -> tuple[CropSampler, PairFolder | None]:
         config = self.config
-        roots, weights = [], []
+        roots, weights, names = [], [], []
         for root in find_roots(config.data):
             name = root.parent.name if root.name == "train" else root.name
             weight = config.mix.get(name, 1.0)
             if weight > 0:
                 roots.append(root)
                 weights.append(weight)
-        folders = [PairFolder(root, config.limit) for root in roots]
+            names.append(name)
+        if absent := sorted(set(config.mix) - set(names)):
+            self.fabric.print(f"mix: no set {', '.join(absent)} in the data: {', '.join(names)}")
+        folders = [PairFolder(root, config.limit, tuple(config.salient)) for root in roots]
         sampler = CropSampler(
             folders, config.crop, config.batch_size, weights if config.mix else None,
             config.seed, rank=self.fabric.global_rank,
@@ -228,6 +240,7 @@ class Trainer:
         rest = self.fabric.load(self._last, state, strict=True)
         self.step, self.seconds = rest["step"], rest["seconds"]
         self.first_losses, self.metrics = rest["first_losses"], rest["metrics"]
+        self.curve = rest["curve"]
         self.average = {k: v.to(self.fabric.device) for k, v in rest["average"].items()}
 
     def save(self) -> None:
@@ -235,7 +248,7 @@ class Trainer:
         state = {
             "model": self.model, "optimizer": self.optimizer, "step": self.step,
             "seconds": self.seconds, "average": self.average,
-            "first_losses": self.first_losses, "metrics": self.metrics,
+            "first_losses": self.first_losses, "metrics": self.metrics, "curve": self.curve,
         }
         partial = self._last.with_suffix(".partial")
         self.fabric.save(partial, state)
@@ -299,6 +312,7 @@ class Trainer:
                     losses += values
                     self.first_losses += values[: max(0, FIRST - len(self.first_losses))]
                     mean = sum(values) / len(values)
+                    self.curve.append((self.step, round(mean, 5)))
                     bar.set_postfix(loss=f"{mean:.4f}")
                     self._log("loss/total", mean)
                     for name, term in terms.items():
@@ -378,6 +392,7 @@ class Trainer:
             "commit": source_commit(),
             "loss_first": float(np.mean(self.first_losses[:window])),
             "loss_last": float(np.mean(losses[-window:])),
+            "curve": self.curve,
             "validation": self.metrics,
             "previous": self._previous_run(),
         }

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install .
 for module in ("kornia", "lightning_fabric", "omegaconf", "safetensors"):
     pytest.importorskip(module, reason=f"training needs {module}: pip install .[train]")
 
-from fusion_models import list_models  # noqa: E402
+from fusion_models import create_objective, list_models  # noqa: E402
 from fusion_models.data import CropSampler, DataError, PairFolder, find_roots  # noqa: E402
 from fusion_models.trainer import (  # noqa: E402
     ConfigError, TrainConfig, Trainer, learning_rate, load_config,
@@ -78,6 +78,43 @@ def test_a_colour_image_with_alpha_is_fine_but_pixels_of_another_type_are_named(
     (pairs / "ir" / "02.png").unlink()
     with pytest.raises(DataError, match="02.tif: pixels are float32; expected 8 or 16 bit"):
         PairFolder(pairs)
+
+
+def test_sixteen_bit_thermal_images_use_the_range_that_the_sensor_fills(pairs):
+    ramp = np.linspace(7000, 9000, 48 * 64).reshape(48, 64).astype(np.uint16)
+    cv2.imwrite(str(pairs / "ir" / "00.png"), ramp)
+    ir, vi, _ = PairFolder(pairs).images[0]
+    assert ir.min() == 0 and ir.max() == 255 and 120 < ir.mean() < 135
+    cv2.imwrite(str(pairs / "vi" / "00.png"), ramp)
+    assert PairFolder(pairs).images[0][1].max() == 9000 >> 8
+
+
+def test_labels_become_masks_of_the_salient_classes(pairs):
+    labels = np.zeros((48, 64), np.uint8)
+    labels[:, :20], labels[:, 20:30] = 2, 7
+    (pairs / "labels").mkdir()
+    cv2.imwrite(str(pairs / "labels" / "01.png"), labels)
+    masks = [mask for _, _, mask in PairFolder(pairs).images]
+    assert masks[0] is None and masks[2] is None
+    np.testing.assert_array_equal(masks[1], labels == 2)
+    np.testing.assert_array_equal(PairFolder(pairs, salient=(7,)).images[1][2], labels == 7)
+
+
+def test_masks_decide_where_refinefuse_follows_thermal(pairs, tmp_path):
+    for path in (pairs / "ir").iterdir():
+        cv2.imwrite(str(path), np.full((48, 64), 40, np.uint8))
+        cv2.imwrite(str(pairs / "vi" / path.name), np.full((48, 64), 200, np.uint8))
+    (pairs / "labels").mkdir()
+    cv2.imwrite(str(pairs / "labels" / "00.png"), np.full((48, 64), 1, np.uint8))
+    labelled = PairFolder(pairs, limit=1)
+    objective = create_objective("refinefuse", target=0, texture=0, scd=0, information=0)
+    batch = CropSampler([labelled], 32, 1, augment=False).batch(0)
+    assert batch.mask.min() == 1
+
+    def loss(fused):
+        return float(objective(lambda ir, vi: fused, batch)["intensity"])
+
+    assert loss(batch.ir) < 1e-6 < loss(batch.vi)
 
 
 def test_roots_are_found_below_a_folder_of_sets(pairs, tmp_path):
@@ -184,6 +221,54 @@ def test_twenty_steps_of_each_method_lower_the_loss(method, pairs, tmp_path):
     assert record["loss_last"] < record["loss_first"]
     assert (tmp_path / "run" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_the_optimizer_is_a_setting(pairs, tmp_path):
+    trainer = Trainer(tiny(pairs, tmp_path, method="caf", optimizer="sgd"))
+    assert trainer.optimizer.defaults["momentum"] == 0.9
+    trainer.fit()
+    with pytest.raises(ConfigError, match="optimizer 'adam': choose adamw, sgd"):
+        Trainer(tiny(pairs, tmp_path, method="caf", optimizer="adam"))
+
+
+def test_a_mixed_set_that_is_not_there_is_said(pairs, tmp_path, capsys):
+    Trainer(tiny(pairs, tmp_path, method="caf", mix={"mrsr": 2.0}))
+    assert "no set mrsr in the data: set" in capsys.readouterr().out
+
+
+def test_the_learning_curve_is_in_the_record_and_survives_resuming(pairs, tmp_path):
+    Trainer(tiny(pairs, tmp_path, method="caf", log_every=2)).fit()
+    Trainer(tiny(pairs, tmp_path, method="caf", log_every=2, max_steps=8, resume=True)).fit()
+    curve = json.loads((tmp_path / "run" / "run.json").read_text())["curve"]
+    assert [step for step, _ in curve] == [2, 4, 6, 8]
+    assert all(loss > 0 for _, loss in curve)
+
+
+EACH_RANK = """
+import sys
+from pathlib import Path
+from fusion_models.trainer import Trainer, load_config
+trainer = Trainer(load_config(sys.argv[2:], Path("config/training")))
+trainer.fit()
+total = sum(float(p.detach().double().abs().sum()) for p in trainer.raw_model.parameters())
+Path(sys.argv[1], f"rank{trainer.fabric.global_rank}").write_text(repr(total))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_equal_parameters(pairs, tmp_path):
+    (tmp_path / "each.py").write_text(EACH_RANK)
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29518",
+         str(tmp_path / "each.py"), str(tmp_path), "method=cfi", f"data={pairs}", "validation=",
+         f"output={tmp_path / 'two'}", "max_steps=3", "crop=32", "batch_size=1", "threads=1",
+         "accelerator=cpu", "precision=32-true"],
+        capture_output=True, text=True, timeout=240, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = ((tmp_path / f"rank{rank}").read_text() for rank in (0, 1))
+    assert float(first) == pytest.approx(float(second), rel=1e-9)
 
 
 @pytest.mark.slow

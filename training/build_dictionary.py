@@ -116,14 +116,16 @@ def main(arguments: list[str]) -> int:
         paths = [pair[column] for pair in pairs]
         features = scene_features(backbone, paths, config.size)
         parts[modality] = cluster_scenes(features, config.entries, config.components, config.seed)
-        counts = np.bincount(parts[modality][2], minlength=config.entries)
+        counts = np.bincount(parts[modality].labels, minlength=config.entries)
         print(f"{modality}: {len(paths)} images in {config.entries} clusters, counts {sorted(counts.tolist())}")
         if config.picture:
             path = Path(config.picture).with_suffix(f".{modality}.png")
-            cv2.imwrite(str(path), cluster_picture(paths, parts[modality][2]))
+            cv2.imwrite(str(path), cluster_picture(paths, parts[modality].labels))
             print(f"  picture: {path}")
-    tensors = [torch.from_numpy(parts[m][i]) for i in (0, 1) for m in ("ir", "vi")]
-    SceneDictionary(*tensors, config.backbone).save(Path(config.output))
+    ir, vi = parts["ir"], parts["vi"]
+    tensors = map(torch.from_numpy, (ir.means, vi.means, ir.frequency, vi.frequency))
+    dictionary = SceneDictionary(*tensors, config.backbone, ir.projection, vi.projection)
+    dictionary.save(Path(config.output))
     print(f"dictionary: {config.output}")
     return 0
 

@@ -1,0 +1,180 @@
+"""Ablations: the same short schedule with one setting changed a row, and what each row is worth.
+
+    python training/ablate.py method=baffm data=../shared/data output=runs/ablations
+    python training/ablate.py method=cfi max_steps=5000 batch_size=16
+
+Rows are in `config/ablations/<method>.yaml`, a name and its `key=value` settings each; other settings
+on the command line hold for all rows. Every row is trained from the same seed, exported and measured
+on the same pairs. A row that is finished is not trained again, so the command can be repeated.
+
+Settings: method, data, rows (names, comma separated; '' for all), sets, limit (pairs a set), output
+(folder of <method>.json, <method>.md and <method>.png with the learning curves), and those of
+`train.py`. For cfi there are the average treatment effects of its interventions too.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from analyse_interventions import treatment_effects
+from evaluate import Network, find_data
+from fusion_models import create_model
+from fusion_models.cfi.interventions import KINDS
+from fusion_models.data import PairFolder
+from fusion_models.evaluation import PairSet, SetResult, evaluate_set, find_sets
+from fusion_models.export import ExportInfo, export_onnx
+from fusion_models.settings import ConfigError, merge_settings, parse_arguments
+from fusion_models.trainer import Trainer, load_config, source_commit
+from fusion_ros.fuser import Fuser
+from fusion_ros.inference import load_engine
+
+HERE = Path(__file__).resolve().parent
+CONFIG = HERE.parent / "config"
+DEFAULTS = {
+    "method": "baffm", "data": "auto", "rows": "", "sets": "msrs/test,tno/test,roadscene/test",
+    "limit": 16, "output": "runs/ablations",
+}  # fmt: skip
+SCHEDULE = ("max_steps=300", "batch_size=4", "warmup=20", "validation=", "average=0.98")
+"""What a row is trained with unless said otherwise: minutes on one CPU core."""
+SHOWN = ("VIF", "Qabf", "SCD", "AG", "EN")
+
+
+def rows_of(method: str, names: str) -> dict[str, list[str]]:
+    """Rows by name, each with its `key=value` settings.
+
+    Raises:
+        ConfigError: no ablations for the method, or no row of a given name.
+    """
+    path = CONFIG / "ablations" / f"{method}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise ConfigError(f"no {path}; there are ablations of {known}")
+    rows = OmegaConf.to_object(OmegaConf.load(path))
+    wanted = [name for name in names.split(",") if name] or list(rows)
+    if unknown := sorted(set(wanted) - set(rows)):
+        raise ConfigError(f"{path} has no row {', '.join(unknown)}; there are {', '.join(rows)}")
+    return {name: list(rows[name] or []) for name in wanted}
+
+
+def train(method: str, settings: list[str], folder: Path) -> dict:
+    """Trains a row, or finds it trained; the record of its run."""
+    arguments = [f"method={method}", f"output={folder}", *SCHEDULE, *settings]
+    config = load_config(arguments, CONFIG / "training")
+    record = folder / "run.json"
+    if record.is_file():
+        if json.loads(record.read_text())["config"] != asdict(config):
+            raise ConfigError(
+                f"{folder} was trained with other settings: give output=<another folder>, or delete it"
+            )
+    else:
+        Trainer(config).fit()
+    return json.loads(record.read_text())
+
+
+def measure(
+    method: str, record: dict, folder: Path, sets: list[PairSet]
+) -> tuple[list[SetResult], dict]:
+    """A trained row on the sets, as exported, and the effects by set if the method is cfi."""
+    model = create_model(method, **record["config"]["model"]).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    onnx = folder / f"{method}.onnx"
+    if not onnx.is_file():
+        export_onnx(model, onnx, ExportInfo(method))
+    network = Network(onnx, Fuser(load_engine(onnx, "onnxruntime")))
+    results = [evaluate_set(pair_set, {method: network}) for pair_set in sets]
+    more = {}
+    if method == "cfi":
+        for pair_set in sets:
+            pairs = PairFolder(pair_set.files[0][0].parent.parent, min(6, len(pair_set.files)))
+            more[pair_set.name] = treatment_effects(model, pairs)
+    return results, more
+
+
+def markdown(table: dict[str, dict], sets: list[str]) -> str:
+    """The table: VIF, Qabf, SCD, AG and EN of each row and set, effects if there are any."""
+    names = [s.partition("/")[0] for s in sets]
+    lines = ["| row | " + " | ".join(f"{n}: {', '.join(SHOWN)}" for n in names) + " |"]
+    lines.append("|---" * (len(names) + 1) + "|")
+    for name, row in table.items():
+        cells = [" ".join(f"{row['sets'][s][m]:.3f}" for m in SHOWN) for s in sets]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    effects = {name: row["effects"] for name, row in table.items() if row["effects"]}
+    if effects:
+        lines += ["", "Average treatment effects, PSNR in dB / CC:", ""]
+        lines.append("| row | set | " + " | ".join(KINDS) + " |")
+        lines.append("|---" * (len(KINDS) + 2) + "|")
+        for name, by_set in effects.items():
+            for pair_set, by in by_set.items():
+                cells = [f"{by[k]['PSNR']:.4f} / {by[k]['CC']:.4f}" for k in KINDS]
+                lines.append(f"| {name} | {pair_set} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(curves: dict[str, list[list[float]]], path: Path) -> None:
+    """Learning curves: the loss of each row by step, logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name, points in curves.items():
+        axis.plot(*zip(*points), label=name, linewidth=1.2)
+    axis.set(xlabel="step", ylabel="loss", yscale="log")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    own = tuple(f"{key}=" for key in DEFAULTS)
+    try:
+        config = merge_settings(DEFAULTS, [a for a in arguments if a.startswith(own)])
+        passed = [a for a in arguments if not a.startswith(own)]
+        parse_arguments(passed)
+        rows = rows_of(config.method, config.rows)
+        data = find_data(config.data)
+        names = [name for name in config.sets.split(",") if name]
+        sets = find_sets(data, names, config.limit)
+        output = Path(config.output)
+        table, curves = {}, {}
+        for name, settings in rows.items():
+            folder = output / config.method / name.replace(" ", "_").replace("/", "_")
+            print(f"== {config.method}: {name} ({' '.join(settings) or 'defaults'})", flush=True)
+            record = train(config.method, [f"data={data}", *passed, *settings], folder)
+            curves[name] = record["curve"]
+            results, effects = measure(config.method, record, folder, sets)
+            means = {result.name: result.rows[-1].mean for result in results}
+            table[name] = {
+                "settings": settings, "steps": record["steps"], "hours": record["hours"],
+                "loss_last": record["loss_last"], "sets": means, "effects": effects,
+            }  # fmt: skip
+    except ValueError as error:
+        print(f"ablate.py: {error}", file=sys.stderr)
+        return 2
+    text = markdown(table, names)
+    head = {
+        "command": shlex.join(["python", "training/ablate.py", *arguments]),
+        "schedule": [*SCHEDULE, *passed], "pairs": {s.name: len(s.files) for s in sets},
+        "commit": source_commit(), "device": record["device"],
+    }  # fmt: skip
+    (output / f"{config.method}.json").write_text(json.dumps({**head, "rows": table}, indent=1) + "\n")
+    (output / f"{config.method}.md").write_text(text)
+    draw_curves(curves, output / f"{config.method}.png")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
