@@ -73,6 +73,26 @@ def test_baffm_takes_a_dictionary_of_any_size_and_no_adjustment(scenes, tmp_path
     )
 
 
+def test_rare_scenes_make_up_a_quarter_of_the_training_images_at_most():
+    from analyse_scenes import rare_scenes
+
+    assert rare_scenes(np.array([0.5, 0.05, 0.1, 0.25, 0.1])) == {1, 2, 4}
+    assert rare_scenes(np.full(8, 1 / 8)) == {0, 1}
+
+
+def test_figures_by_scene_name_the_worst_scene_of_enough_images():
+    from analyse_scenes import by_scene
+
+    scenes = np.array([0, 0, 0, 4, 4, 7])
+    values = np.array([1.0, 2.0, 3.0, 1.5, 0.5, 0.0])
+    figures = by_scene(values, scenes, rare={4, 7}, least=2)
+    assert (figures.worst, figures.worst_scene) == (1.0, 4)
+    assert figures.mean == pytest.approx(8 / 6) and figures.rare == pytest.approx(2 / 3)
+    assert figures.scenes == {0: 2.0, 4: 1.0}
+    with pytest.raises(ValueError, match="no scene has 4 images"):
+        by_scene(values, scenes, rare={4}, least=4)
+
+
 def test_every_method_has_ablations_whose_settings_exist():
     from ablate import CONFIG, rows_of
 

@@ -9,7 +9,8 @@ on the same pairs. A row that is finished is not trained again, so the command c
 
 Settings: method, data, rows (names, comma separated; '' for all), sets, limit (pairs a set), output
 (folder of <method>.json, <method>.md and <method>.png with the learning curves), and those of
-`train.py`. For cfi there are the average treatment effects of its interventions too.
+`train.py`. For cfi there are the average treatment effects of its interventions too; the figures of
+each image are in `<output>/<method>/evaluation.json`, for `analyse_scenes.py` to sort by scene.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -28,7 +29,9 @@ from evaluate import Network, find_data
 from fusion_models import create_model
 from fusion_models.cfi.interventions import KINDS
 from fusion_models.data import PairFolder
-from fusion_models.evaluation import PairSet, SetResult, evaluate_set, find_sets
+from fusion_models.evaluation import (
+    PairSet, SetResult, evaluate_set, find_sets, write_json,
+)  # fmt: skip
 from fusion_models.export import ExportInfo, export_onnx
 from fusion_models.settings import ConfigError, merge_settings, parse_arguments
 from fusion_models.trainer import Trainer, load_config, source_commit
@@ -41,7 +44,7 @@ DEFAULTS = {
     "method": "baffm", "data": "auto", "rows": "", "sets": "msrs/test,tno/test,roadscene/test",
     "limit": 16, "output": "runs/ablations",
 }  # fmt: skip
-SCHEDULE = ("max_steps=300", "batch_size=4", "warmup=20", "validation=", "average=0.98")
+SCHEDULE = ("max_steps=250", "crop=96", "batch_size=4", "warmup=20", "validation=", "average=0.98")
 """What a row is trained with unless said otherwise: minutes on one CPU core."""
 SHOWN = ("VIF", "Qabf", "SCD", "AG", "EN")
 
@@ -148,7 +151,7 @@ def main(arguments: list[str]) -> int:
         names = [name for name in config.sets.split(",") if name]
         sets = find_sets(data, names, config.limit)
         output = Path(config.output)
-        table, curves = {}, {}
+        table, curves, measured = {}, {}, {s.name: [] for s in sets}
         for name, settings in rows.items():
             folder = output / config.method / name.replace(" ", "_").replace("/", "_")
             print(f"== {config.method}: {name} ({' '.join(settings) or 'defaults'})", flush=True)
@@ -156,6 +159,9 @@ def main(arguments: list[str]) -> int:
             curves[name] = record["curve"]
             results, effects = measure(config.method, record, folder, sets)
             means = {result.name: result.rows[-1].mean for result in results}
+            for result in results:
+                rules = () if measured[result.name] else result.rows[:-1]
+                measured[result.name] += [*rules, replace(result.rows[-1], method=name)]
             table[name] = {
                 "settings": settings, "steps": record["steps"], "hours": record["hours"],
                 "loss_last": record["loss_last"], "sets": means, "effects": effects,
@@ -171,6 +177,8 @@ def main(arguments: list[str]) -> int:
     }  # fmt: skip
     (output / f"{config.method}.json").write_text(json.dumps({**head, "rows": table}, indent=1) + "\n")
     (output / f"{config.method}.md").write_text(text)
+    each = [SetResult(name, tuple(rows)) for name, rows in measured.items()]
+    write_json(output / config.method / "evaluation.json", head, each)
     draw_curves(curves, output / f"{config.method}.png")
     print(text)
     return 0
