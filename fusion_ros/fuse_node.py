@@ -219,7 +219,7 @@ class FuseNode(LifecycleNode):
         self._say_what_runs(self._pipeline.network)
 
     def _say_what_runs(self, network: Network) -> None:
-        self.get_logger().info(f"fusing by {network.method} on {network.fuser.engine.description}")
+        self.get_logger().info(f"fusing by {network} on {network.fuser.engine.description}")
 
     def _say_once(self, text: str) -> None:
         # The same backends are passed over for every network.
@@ -320,16 +320,17 @@ class FuseNode(LifecycleNode):
         pipeline = self._pipeline
         if pipeline is None:
             return
-        running = pipeline.network.method
-        if parameters.method != running:
+        running = pipeline.network
+        if not running.fits(parameters):
             try:
                 network = load_network(parameters, pipeline.rgb_size, self._say_once)
             except Exception as error:  # whatever a model file can do
                 self._monitor.fault(
                     "method_load_failed",
-                    f"still fusing by {running}: {parameters.method} cannot be loaded: {error}",
+                    f"still fusing by {running}: {parameters.method} with processing_size "
+                    f"{parameters.processing_size} cannot be loaded: {error}",
                 )
-                self._set_back_method(parameters.method, running)
+                self._set_back_network(parameters, running)
             else:
                 pipeline.change(network=network)
                 self._say_what_runs(network)
@@ -339,10 +340,17 @@ class FuseNode(LifecycleNode):
             except Exception as error:  # as above
                 self._monitor.fault("detector_missing", f"fusing without a detector: {error}")
 
-    def _set_back_method(self, failed: str, running: str) -> None:
+    def _set_back_network(self, failed: Parameters, running: Network) -> None:
+        names = ("method", "processing_size")
+        values = (running.method, running.fuser.processing_size)
+
         def set_back() -> None:
-            if self._settings is not None and self._settings.method == failed:
-                self.set_parameters([Parameter("method", value=running)])
+            now = self._settings
+            if now is not None and all(getattr(now, n) == getattr(failed, n) for n in names):
+                # At once: one after the other would have a network loaded that nobody asked for.
+                self.set_parameters_atomically(
+                    [Parameter(name, value=value) for name, value in zip(names, values)]
+                )
 
         # Parameters belong to the executor's thread.
         if self.executor is not None:
@@ -532,6 +540,7 @@ class FuseNode(LifecycleNode):
             "engine": engine.description,
             "detector": detector.engine.description if detector else "none",
             "size": "{}x{}".format(*pipeline.rgb_size) if pipeline.rgb_size else "unknown",
+            "processing_size": pipeline.network.fuser.processing_size,
             "fps": monitor.fps,
             "mean_fps": monitor.mean_fps,
         }

@@ -1,4 +1,4 @@
-"""A pair of images into one fused image: luminance, padding, the network, colour."""
+"""A pair of images into one fused image: luminance, size, padding, the network, colour."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from fusion_ros.inference import Engine, EngineError
+from fusion_ros.upsampling import GuidedUpsampler
 
 MULTIPLE, SMALLEST = 8, 32
 """Networks take heights and widths that are multiples of 8, from 32 on."""
@@ -16,6 +17,18 @@ MULTIPLE, SMALLEST = 8, 32
 def padded_size(height: int, width: int) -> tuple[int, int]:
     """Size of the network's inputs for images of `height` x `width`: `shape` of `load_engine`."""
     return tuple(max(n + -n % MULTIPLE, SMALLEST) for n in (height, width))
+
+
+def processed_size(height: int, width: int, processing_size: int) -> tuple[int, int]:
+    """Height and width, before padding, at which images of `height` x `width` are fused.
+
+    processing_size: the longer of the two, in pixels; where the images are no larger, and with
+        0, they keep their own size.
+    """
+    share = processing_size / max(height, width)
+    if not 0 < share < 1:
+        return height, width
+    return tuple(max(round(n * share), 1) for n in (height, width))
 
 
 class Fuser:
@@ -27,12 +40,17 @@ class Fuser:
     kept per resolution, so that with `out` nothing of image size is allocated after the first
     frame. Not thread-safe.
 
-    last_ms: milliseconds of the last `fuse` by stage: 'prepare', 'infer', 'colour'.
+    processing_size: longer side, in pixels, of what the network sees of larger images. Both
+        luminances are made small, and the change is brought back up along the edges of both
+        (see `GuidedUpsampler`). 0 for the images' own size.
+    last_ms: milliseconds of the last `fuse` by stage: 'prepare', 'infer', 'colour', and between
+        the latter two 'upsample' if there is a `processing_size`.
 
-    Raises EngineError if the engine's model is no fusion model.
+    Raises EngineError if the engine's model is no fusion model, ValueError for a
+    `processing_size` below 0.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, processing_size: int = 0) -> None:
         inputs = [spec.name for spec in engine.inputs]
         outputs = [spec.name for spec in engine.outputs]
         if sorted(inputs) != ["ir", "vi"] or outputs != ["fused"]:
@@ -40,8 +58,12 @@ class Fuser:
                 "not a fusion model: expected inputs 'ir' and 'vi' and output 'fused', "
                 f"got {', '.join(inputs)} and {', '.join(outputs)}"
             )
+        if processing_size < 0:
+            raise ValueError(f"processing_size is pixels, or 0 for all, got {processing_size}")
         self.engine = engine
-        self.last_ms: dict[str, float] = {"prepare": 0.0, "infer": 0.0, "colour": 0.0}
+        self.processing_size = processing_size
+        stages = ("prepare", "infer", *(["upsample"] if processing_size else []), "colour")
+        self.last_ms: dict[str, float] = dict.fromkeys(stages, 0.0)
         self._size: tuple[int, int] = (0, 0)
 
     def warmup(self, size: tuple[int, int]) -> None:
@@ -68,32 +90,33 @@ class Fuser:
         self._allocate(height, width)
         cv2.cvtColor(visible_bgr, cv2.COLOR_BGR2YCrCb, dst=self._ycrcb)
         cv2.extractChannel(self._ycrcb, 0, dst=self._luma)
-        self._load(self._ir, thermal, 1 / 255)
-        self._load(self._vi, self._luma, 1 / 255)
+        self._load(thermal, self._luma, 1 / 255)
         prepared = perf_counter()
         fused = self._infer()
         inferred = perf_counter()
+        fused = self._at_full_size(fused)
+        upsampled = perf_counter()
         # Rounds and clips to 0..255; the network's output is never negative.
-        cv2.convertScaleAbs(fused[:height, :width], dst=self._luma, alpha=255)
+        cv2.convertScaleAbs(fused, dst=self._luma, alpha=255)
         cv2.insertChannel(self._luma, self._ycrcb, 0)
         cv2.cvtColor(self._ycrcb, cv2.COLOR_YCrCb2BGR, dst=out)
         self.last_ms["prepare"] = 1e3 * (prepared - start)
         self.last_ms["infer"] = 1e3 * (inferred - prepared)
-        self.last_ms["colour"] = 1e3 * (perf_counter() - inferred)
+        if self.processing_size:
+            self.last_ms["upsample"] = 1e3 * (upsampled - inferred)
+        self.last_ms["colour"] = 1e3 * (perf_counter() - upsampled)
         return out
 
     def fuse_luminance(self, ir: np.ndarray, vi: np.ndarray) -> np.ndarray:
-        """The network's output on luminance alone, for evaluation: all (H, W) float32 in [0, 1].
+        """The fused luminance, for evaluation, of luminance alone: all (H, W) float32 in [0, 1].
 
         Raises ValueError if the two sizes differ, EngineError if the network fails.
         """
         if ir.ndim != 2 or ir.shape != vi.shape or not ir.size:
             raise ValueError(f"ir and vi must have one size (H, W), got {ir.shape}, {vi.shape}")
-        height, width = ir.shape
-        self._allocate(height, width)
-        self._load(self._ir, ir, 1)
-        self._load(self._vi, vi, 1)
-        return self._infer()[:height, :width].copy()
+        self._allocate(*ir.shape)
+        self._load(ir, vi, 1)
+        return self._at_full_size(self._infer()).copy()
 
     @staticmethod
     def _check_pair(thermal: np.ndarray, visible: np.ndarray) -> tuple[int, int]:
@@ -113,21 +136,41 @@ class Fuser:
         if self._size == (height, width):
             return
         self._size = (0, 0)
-        self._feeds = self.engine.buffers(*padded_size(height, width))
-        self._ir = self._feeds["ir"][0, 0]
-        self._vi = self._feeds["vi"][0, 0]
+        small = processed_size(height, width, self.processing_size)
+        self._feeds = self.engine.buffers(*padded_size(*small))
+        # What the network fuses of each of its inputs: all but the padding.
+        self._inside = (slice(small[0]), slice(small[1]))
+        self._upsampler = None
+        if small != (height, width):
+            self._upsampler = GuidedUpsampler(small, (height, width))
+            self._ir, self._vi, self._fused = np.empty((3, height, width), np.float32)
         self._ycrcb = np.empty((height, width, 3), np.uint8)
         self._luma = np.empty((height, width), np.uint8)
         self._size = (height, width)
 
-    def _load(self, padded: np.ndarray, image: np.ndarray, scale: float) -> None:
-        height, width = image.shape
-        inside = padded[:height, :width]
-        cv2.multiply(image, scale, dst=inside, dtype=cv2.CV_32F)
-        bottom, right = padded.shape[0] - height, padded.shape[1] - width
-        if bottom or right:
-            # From the image's own part of the buffer into the whole: OpenCV allows this overlap.
-            cv2.copyMakeBorder(inside, 0, bottom, 0, right, cv2.BORDER_REFLECT_101, dst=padded)
+    def _load(self, ir: np.ndarray, vi: np.ndarray, scale: float) -> None:
+        """Fill the network's inputs with the images times `scale`."""
+        for name, image in (("ir", ir), ("vi", vi)):
+            padded = self._feeds[name][0, 0]
+            inside = padded[self._inside]
+            if self._upsampler is None:
+                cv2.multiply(image, scale, dst=inside, dtype=cv2.CV_32F)
+            else:
+                full = self._ir if name == "ir" else self._vi
+                cv2.multiply(image, scale, dst=full, dtype=cv2.CV_32F)
+                cv2.resize(full, inside.shape[::-1], dst=inside, interpolation=cv2.INTER_AREA)
+            bottom, right = padded.shape[0] - inside.shape[0], padded.shape[1] - inside.shape[1]
+            if bottom or right:
+                # From the image's own part of the buffer into the whole: OpenCV allows this.
+                cv2.copyMakeBorder(
+                    inside, 0, bottom, 0, right, cv2.BORDER_REFLECT_101, dst=padded
+                )
 
     def _infer(self) -> np.ndarray:
-        return self.engine.run(self._feeds)["fused"][0, 0]
+        return self.engine.run(self._feeds)["fused"][0, 0][self._inside]
+
+    def _at_full_size(self, fused: np.ndarray) -> np.ndarray:
+        if self._upsampler is None:
+            return fused
+        ir, vi = (self._feeds[name][0, 0][self._inside] for name in ("ir", "vi"))
+        return self._upsampler.upsample(fused, ir, vi, self._ir, self._vi, self._fused)

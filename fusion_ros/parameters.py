@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion_ros.fuser import SMALLEST
 from fusion_ros.inference import BACKENDS, PRECISIONS
 from fusion_ros.models import list_methods, model_path
 from fusion_ros.registration import homography_from_intrinsics, parse_homography
@@ -120,6 +121,13 @@ class Parameters:
     )
     precision: str = _parameter("fp32", "arithmetic of the fusion network", choices=PRECISIONS)
     threads: int = _parameter(0, "CPU threads of a network; 0 for all cores", (0, 256))
+    processing_size: int = _parameter(
+        0,
+        "longer side at which images are fused, px, where they are larger: faster, texture is "
+        "kept; 0 for their own size",
+        (0, 16384),
+        dynamic=True,
+    )
     detect: bool = _parameter(True, "find objects in the fused image", dynamic=True)
     detector: str = _parameter(
         "", "path of the detector's ONNX file; empty for ~/.cache/fusion_ros/detector.onnx"
@@ -199,6 +207,12 @@ class Parameters:
             model_path(self.method, self.precision)
         except ValueError as error:
             raise ParameterError("method", str(error)) from None
+        if 0 < self.processing_size < SMALLEST:
+            raise ParameterError(
+                "processing_size",
+                f"{self.processing_size} px is too small to fuse: expected {SMALLEST} or more, "
+                "or 0 for the images' own size",
+            )
         if self.gain_low >= self.gain_high:
             raise ParameterError(
                 "gain_low", f"{self.gain_low:g} is not below gain_high, {self.gain_high:g}"

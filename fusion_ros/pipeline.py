@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from fusion_ros.detector import Detection, Detector, default_detector_path
-from fusion_ros.fuser import Fuser, padded_size
+from fusion_ros.fuser import Fuser, padded_size, processed_size
 from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.models import model_path
 from fusion_ros.monitor import Monitor
@@ -52,6 +52,15 @@ class Network:
     method: str
     fuser: Fuser
 
+    def __str__(self) -> str:
+        size = self.fuser.processing_size
+        return self.method + (f" at up to {size} px" if size else "")
+
+    def fits(self, parameters: Parameters) -> bool:
+        """Whether `load_network` would make the like of it from `parameters`."""
+        wanted = (parameters.method, parameters.processing_size)
+        return (self.method, self.fuser.processing_size) == wanted
+
 
 def load_network(
     parameters: Parameters, size: Size | None, log: Callable[[str], None]
@@ -60,17 +69,17 @@ def load_network(
 
     Raises EngineError or ValueError saying what is missing and what to do.
     """
-    fuser = Fuser(
-        load_engine(
-            # The float16 form lies beside the float32 one, and the engine chooses between them.
-            model_path(parameters.method),
-            parameters.backend,
-            size and padded_size(height=size[1], width=size[0]),
-            parameters.precision,
-            threads=parameters.threads,
-            log=log,
-        )
+    fused_at = size and processed_size(size[1], size[0], parameters.processing_size)
+    engine = load_engine(
+        # The float16 form lies beside the float32 one, and the engine chooses between them.
+        model_path(parameters.method),
+        parameters.backend,
+        fused_at and padded_size(*fused_at),
+        parameters.precision,
+        threads=parameters.threads,
+        log=log,
     )
+    fuser = Fuser(engine, parameters.processing_size)
     if size:
         fuser.warmup(size)
     return Network(parameters.method, fuser)

@@ -45,6 +45,8 @@ def arguments() -> list[DeclareLaunchArgument]:
                 description="find objects in the fused image"),
         declare("backend", default_value="", choices=["", *BACKENDS],
                 description="what runs the networks"),
+        declare("processing_size", default_value="",
+                description="longer side at which images are fused, px; 0 for their own size"),
         declare("qos", default_value="", choices=["", *QOS],
                 description="reliability to ask of the cameras; best_effort matches any"),
         declare("rviz", default_value="false", choices=boolean,
@@ -73,6 +75,12 @@ def start_node(context: LaunchContext) -> list[Node]:
         raise RuntimeError(f"params_file: there is no file '{given['params_file']}'")
     overrides = {"use_sim_time": given["use_sim_time"] == "true"}
     overrides |= {name: given[name] for name in ("method", "backend", "qos") if given[name]}
+    if given["processing_size"]:
+        if not given["processing_size"].isdecimal():
+            raise RuntimeError(
+                f"processing_size: expected pixels, such as 320, got '{given['processing_size']}'"
+            )
+        overrides["processing_size"] = int(given["processing_size"])
     if given["detect"]:
         overrides["detect"] = given["detect"] == "true"
     return [

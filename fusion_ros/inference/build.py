@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fusion_ros.fuser import padded_size
+from fusion_ros.fuser import padded_size, processed_size
 from fusion_ros.inference.engine import PRECISIONS, EngineError
 from fusion_ros.inference.tensorrt import WORKSPACE_MIB, TensorRTEngine, build, import_library
 from fusion_ros.models import list_methods, model_path
@@ -20,6 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--width", type=int, default=640, help="of the images, default 640")
     parser.add_argument("--height", type=int, default=480, help="of the images, default 480")
+    parser.add_argument(
+        "--processing-size", type=int, default=0, metavar="PX",
+        help="the node's parameter processing_size, default 0",
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--cache-dir", type=Path, help="default: ~/.cache/fusion_ros")
     parser.add_argument(
@@ -32,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         "TensorRT-RTX but no GPU, and keeps nothing",
     )
     options = parser.parse_args(arguments)
-    size = padded_size(options.height, options.width)
+    fused_at = processed_size(options.height, options.width, options.processing_size)
+    size = padded_size(*fused_at)
     failed = False
     for model in options.models or list_methods():
         try:
