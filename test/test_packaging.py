@@ -27,7 +27,14 @@ ROSDEP_KEYS = {
     "onnxruntime": "python3-onnxruntime-pip",
 }
 # Used where it is installed, done without where it is not.
-OPTIONAL = {"cuda", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_libs", "tensorrt_rtx_bindings"}
+OPTIONAL = {
+    "cuda",
+    "matplotlib",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+    "tensorrt_rtx_libs",
+}
 
 
 def manifest() -> ElementTree.Element:
@@ -89,7 +96,7 @@ def test_every_command_of_the_package_has_its_main(wheel):
     parser = configparser.ConfigParser()
     parser.read_string(wheel.read(scripts).decode())
     commands = dict(parser["console_scripts"])
-    assert {"fuse_node", "camera_node", "demo"} <= set(commands)
+    assert {"fuse_node", "camera_node", "demo", "benchmark"} <= set(commands)
     for target in commands.values():
         module, function = target.split(":")
         tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())

@@ -1,8 +1,8 @@
 """Command line of the node benchmark.
 
-    benchmark --method all                          # all four, 640x480, results in benchmark_output/
+    benchmark --method all                  # all four, 640x480; results in benchmark_output/
     benchmark --method cfi --data <folder> -p threads:=1
-    benchmark --backend null --duration 60          # everything but the network
+    benchmark --backend null --duration 60  # everything but the network
     benchmark compare old.json new.json
     benchmark plot benchmark_output/*.json --output benchmark.png
 """
@@ -134,13 +134,15 @@ def _options(args: list[str]) -> argparse.Namespace:
         help="fusion method, several with commas, all, or a model's path (*.onnx)")
     add("--backend", default=Parameters.backend, choices=BACKENDS,
         help="what runs the network; null measures everything but it")
-    add("--detect", action="store_true", help="with the detector; without it no boxes are looked for")
+    add("--detect", action="store_true",
+        help="with the detector; without it no boxes are looked for")
     add("-p", "--parameter", action="append", default=[], metavar="NAME:=VALUE",
         help="any other parameter of the node, as in -p threads:=1")
     add("--data", type=Path, help="folder with ir/ and vi/ instead of the simulated cameras")
     add("--size", type=_size, help="of the RGB images, of both with --data (default: 640x480, or "
         "as stored)")
-    add("--pairs", type=int, default=10, help="distinct pairs in memory, sent in turn (default: 10)")
+    add("--pairs", type=int, default=10,
+        help="distinct pairs in memory, sent in turn (default: 10)")
     add("--rates", type=_numbers, default=(10.0, 30.0, 60.0),
         help="fixed rates, Hz (default: 10,30,60)")
     add("--duration", type=float, default=10.0, help="of each of them, s (default: 10)")

@@ -11,6 +11,8 @@ from fusion_ros.benchmark.results import Result
 __all__ = ["compare", "differences", "table"]
 
 _UNIMPORTANT = {"host.load"}
+_BUSY_PERCENT = 15.0
+"""Of a core: what an idle system takes by itself, and some more."""
 
 
 def table(result: Result) -> str:
@@ -18,7 +20,7 @@ def table(result: Result) -> str:
     lines = [
         f"{result.label} on {result.engine}",
         f"{'Hz':>8}{'offered':>9}{'fps':>8}{'lost %':>8}{'latency p50 / p95 / p99, ms':>31}"
-        f"{'jitter ms':>11}{'CPU %':>8}{'MiB':>7}",
+        f"{'jitter ms':>11}{'CPU %':>8}{'others %':>10}{'MiB':>7}",
     ]
     measured = [result.peak] if result.peak else []
     for one in measured + result.rates:
@@ -27,13 +29,20 @@ def table(result: Result) -> str:
         jitter = "-" if one.jitter_ms is None else f"{one.jitter_ms:.1f}"
         lines.append(
             f"{one.rate_hz:8.1f}{one.offered_hz:9.1f}{one.fps:8.1f}{100 * one.loss:8.1f}"
-            f"{latency:>31}{jitter:>11}{one.cpu_percent:8.0f}{one.memory.resident_mb:7.0f}"
+            f"{latency:>31}{jitter:>11}{one.cpu_percent:8.0f}{one.other_percent:10.0f}"
+            f"{one.memory.resident_mb:7.0f}"
             + ("  highest" if one is result.peak else "")
         )
         stages = ", ".join(f"{name} {ms:.1f}" for name, ms in one.stage_ms.items())
         lines.append(f"{'':8}stages, ms: {stages}")
     if result.config.search and not result.peak and not result.error:
         lines.append(f"no rate from {result.config.search[0]:g} Hz with few enough losses")
+    busiest = max((one.other_percent for one in measured + result.rates), default=0.0)
+    if busiest > _BUSY_PERCENT:
+        lines.append(
+            f"the machine was busy: other work took up to {busiest:.0f} % of a core; measure again "
+            "when it is idle"
+        )
     return "\n".join(lines)
 
 
@@ -85,6 +94,7 @@ def _figures(one: Measurement) -> Iterator[tuple[str, float | None]]:
         yield f"latency {name}, ms", one.latency_ms and getattr(one.latency_ms, name)
     yield "jitter, ms", one.jitter_ms
     yield "CPU, %", one.cpu_percent
+    yield "CPU of all else, %", one.other_percent
     yield "memory, MiB", one.memory.resident_mb
     for name, ms in one.stage_ms.items():
         yield f"{name}, ms", ms

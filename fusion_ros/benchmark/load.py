@@ -40,6 +40,7 @@ class Load:
     """Publishes as the two cameras and watches the node's topics; all in the caller's thread.
 
     boxes: listen to the boxes too, which the node looks for only then.
+    sent_ns: the latest pair's stamp; arrivals: of fused images, by stamp; report: the node's latest.
     alive: called again and again while waiting; raises an error if there is nothing to wait for.
     """
 
@@ -47,6 +48,7 @@ class Load:
         self.alive: Callable[[], None] = lambda: None
         self.arrivals: dict[int, Arrival] = {}
         self.report: Report | None = None
+        self.sent_ns = 0
         self._next = 0
         cameras = ("thermal", "rgb")
         matrices = pairs.matrices or (np.zeros((3, 3)), np.zeros((3, 3)))
@@ -141,7 +143,7 @@ class Load:
     def _send_pair(self) -> int:
         pair = self._pairs[self._next % len(self._pairs)]
         self._next += 1
-        now = time.time_ns()
+        self.sent_ns = now = time.time_ns()
         stamp = Time(sec=now // 1_000_000_000, nanosec=now % 1_000_000_000)
         for publishers, messages in (
             (self._image_publishers, pair),

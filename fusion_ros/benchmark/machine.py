@@ -1,4 +1,4 @@
-"""What the benchmark runs on, and what a process takes of it; read from /proc, where there is one."""
+"""What the benchmark runs on, and what processes take of it, read from /proc."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import onnxruntime
 
 import fusion_ros
 
-__all__ = ["Host", "Memory", "Versions", "cpu_seconds", "memory_of"]
+__all__ = ["Host", "Memory", "Versions", "busy_seconds", "cpu_seconds", "memory_of"]
 
 _PROC = Path("/proc")
 
@@ -99,6 +99,16 @@ def cpu_seconds(pid: int) -> float:
         return 0.0
     # utime and stime, fields 14 and 15 of proc(5); what is split begins with the third.
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def busy_seconds() -> float:
+    """Processor time that everything on this machine has taken, on all cores, and what the
+    hypervisor has taken away; 0.0 where that is not known."""
+    fields = _text(_PROC / "stat").partition("\n")[0].split()[1:9]
+    if len(fields) < 8:
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_of(pid: int) -> Memory:

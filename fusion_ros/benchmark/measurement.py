@@ -89,8 +89,9 @@ class Measurement:
     per second, from the first to the last published. latency_ms: from header stamp to publish,
     receipt_ms: to receipt by the observer, both of the images that came back. jitter_ms: mean
     difference of successive intervals between publications. late_ms: the sender's. cpu_percent:
-    of one core, by the node, load_percent by sender and observer. memory: of the node. stage_ms:
-    the node's means.
+    of one core, by the node, load_percent by sender and observer, other_percent by everything else
+    on the machine, which should be next to nothing. memory: of the node. stage_ms: the node's
+    means.
     """
 
     rate_hz: float
@@ -107,6 +108,7 @@ class Measurement:
     late_ms: Percentiles
     cpu_percent: float
     load_percent: float
+    other_percent: float
     memory: Memory
     stage_ms: dict[str, float]
 
@@ -118,15 +120,18 @@ class Measurement:
         before: Report,
         after: Report,
         cpu_s: float,
+        busy_s: float,
         memory: Memory,
     ) -> Measurement:
         """From the sender's and the observer's notes, the node's reports before and after with
-        nothing in hand, the processor time it took while pairs were sent, and its memory."""
+        nothing in hand, the processor time that it and the whole machine took while pairs were
+        sent, and its memory."""
         back = [(stamp, arrivals[stamp]) for stamp in sending.stamps_ns if stamp in arrivals]
         sent, received = len(sending.stamps_ns), len(back)
         published = sorted(arrival.published_ns for _, arrival in back)
         span_ns = published[-1] - published[0] if back else 0
         jitter = jitter_ms(published)
+        percent = 100 / sending.seconds
         return cls(
             rate_hz=round(sending.rate, 3),
             offered_hz=round(sending.offered_hz, 3),
@@ -140,8 +145,9 @@ class Measurement:
             receipt_ms=_percentiles([1e-6 * (a.received_ns - stamp) for stamp, a in back]),
             jitter_ms=None if jitter is None else round(jitter, 3),
             late_ms=_percentiles(sending.late_ms),
-            cpu_percent=round(100 * cpu_s / sending.seconds, 1),
-            load_percent=round(100 * sending.cpu_s / sending.seconds, 1),
+            cpu_percent=round(percent * cpu_s, 1),
+            load_percent=round(percent * sending.cpu_s, 1),
+            other_percent=round(max(0.0, percent * (busy_s - cpu_s - sending.cpu_s)), 1),
             memory=memory,
             stage_ms={name: round(ms, 3) for name, ms in stage_means(before, after).items()},
         )

@@ -53,7 +53,7 @@ class Pairs:
 
     @property
     def sha256(self) -> str:
-        """Of all pixels in order, with shapes and depths: equal on every machine for equal input."""
+        """Of all pixels in order, with shapes and depths; of equal input equal everywhere."""
         digest = hashlib.sha256()
         for pair in zip(self.thermal, self.visible):
             for image in pair:

@@ -7,14 +7,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from rclpy.utilities import get_rmw_implementation_identifier
 
 from fusion_ros.benchmark.load import Load
-from fusion_ros.benchmark.machine import Host, Versions, cpu_seconds, memory_of
+from fusion_ros.benchmark.machine import Host, Versions, busy_seconds, cpu_seconds, memory_of
 from fusion_ros.benchmark.measurement import LEAST_PAIRS, Measurement
 from fusion_ros.benchmark.pairs import Pairs
 from fusion_ros.benchmark.results import Config, Input, Result
@@ -151,12 +151,13 @@ class _Run:
         load = self._load
         before = self._idle(node)
         load.arrivals.clear()
-        cpu_s = cpu_seconds(node.pid)
+        cpu_s, busy_s = cpu_seconds(node.pid), busy_seconds()
         sending = load.send(rate, max(least, round(rate * seconds)))
-        cpu_s = cpu_seconds(node.pid) - cpu_s
+        cpu_s, busy_s = cpu_seconds(node.pid) - cpu_s, busy_seconds() - busy_s
         after = self._idle(node)
+        self._result.engine = after.values["engine"]
         measured = Measurement.of(
-            sending, load.arrivals, before, after, cpu_s, memory_of(node.pid)
+            sending, load.arrivals, before, after, cpu_s, busy_s, memory_of(node.pid)
         )
         latency = measured.latency_ms
         times = f"{latency.p50:.1f} / {latency.p95:.1f} / {latency.p99:.1f} ms" if latency else "-"
@@ -186,19 +187,20 @@ class _Run:
                 load.send(_WARM_HZ, _WARM_PAIRS)
             first_ns = min(arrival.published_ns for arrival in load.arrivals.values())
             self._result.starts_s.append(round(1e-9 * (first_ns - begun_ns), 3))
-            self._result.engine = self._idle(node).values["engine"]
             yield node
         finally:
             load.alive = lambda: None
             node.stop()
 
     def _idle(self, node: Child) -> Report:
-        """The node's report once nothing is left to do."""
-        load, since_ns = self._load, time.time_ns() + _SETTLE_NS
+        """The node's report once nothing of what was sent is left to do."""
+        load = self._load
 
         def idle() -> bool:
             report = load.report
-            return bool(report and report.stamp_ns > since_ns and not report.count("in_progress"))
+            if report is None or report.stamp_ns < load.sent_ns + _SETTLE_NS:
+                return False
+            return not report.count("in_progress")
 
         if not load.watch(time.monotonic() + _LONGEST_END_S, idle):
             raise node.error(f"has not finished {_LONGEST_END_S:.0f} s after the last pair")
@@ -207,14 +209,9 @@ class _Run:
 
 def _node_parameters(parameters: Parameters, plan: Plan) -> dict[str, object]:
     """What differs from the defaults; at low rates a camera is silent no sooner than it is."""
-    values = _changed(parameters)
     slowest = min((*plan.rates, *(plan.search or ())))
-    timeout = max(parameters.camera_timeout, 3 / slowest)
-    return values | {"camera_timeout": timeout}
-
-
-def _changed(parameters: Parameters) -> dict[str, object]:
-    values = {field.name: getattr(parameters, field.name) for field in fields(Parameters)}
+    parameters = parameters.replace(camera_timeout=max(parameters.camera_timeout, 3 / slowest))
+    values = {name: getattr(parameters, name) for name in Parameters.specs()}
     return {name: value for name, value in values.items() if value != getattr(Parameters, name)}
 
 
@@ -223,7 +220,7 @@ def _config(parameters: Parameters, plan: Plan) -> Config:
     model = model_path(parameters.method, parameters.precision)
     return Config(
         **{name: getattr(parameters, name) for name in own},
-        parameters={k: v for k, v in _changed(parameters).items() if k not in own},
+        parameters={k: v for k, v in _node_parameters(parameters, plan).items() if k not in own},
         model_sha256=hashlib.sha256(model.read_bytes()).hexdigest(),
         rates=plan.rates,
         duration_s=plan.duration_s,
