@@ -256,7 +256,7 @@ def result(**changes: object) -> Result:
     values = dict(
         label="cfi", created="2026-01-01T00:00:00+00:00",
         host=Host("cpu", 2, 8.0, "", "Linux", "6", 0.1),
-        versions=Versions("3", "0", "2", "5", "1", "9", "", "rmw"), config=config,
+        versions=Versions("3", "0", "abc", "2", "5", "1", "9", "", "rmw"), config=config,
         input=Input("noise", 1, "10x8", "mono16", "10x8", "bgr8", noise().sha256),
         engine="null", starts_s=[2.0], search=[made_up()], peak=made_up(lost=()),
         peak_limit="node", rates=[made_up()],
@@ -301,7 +301,7 @@ def test_comparing_what_cannot_be_compared_warns_of_each_difference():
         host=dataclasses.replace(result().host, cpu="another", load=9.0),
         input=dataclasses.replace(result().input, sha256="f"),
         config=dataclasses.replace(result().config, threads=1),
-        versions=dataclasses.replace(result().versions, numpy="3"),
+        versions=dataclasses.replace(result().versions, numpy="3", commit="def"),
         rates=[dataclasses.replace(made_up(), rate_hz=30.0)],
         error="the process died\nof something",
     )

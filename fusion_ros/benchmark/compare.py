@@ -10,7 +10,7 @@ from fusion_ros.benchmark.results import Result
 
 __all__ = ["compare", "differences", "table"]
 
-_UNIMPORTANT = {"host.load"}
+_UNIMPORTANT = {"host.load", "versions.commit"}
 _BUSY_PERCENT = 15.0
 """Of a core: what an idle system takes by itself, and some more."""
 
@@ -66,6 +66,7 @@ def compare(a: Result, b: Result) -> str:
         lines += [f"warning: {name} ended early: {line}" for line in result.error.splitlines()[:1]]
     lines.append(f"{'':26}{'A':>12}{'B':>12}{'B / A':>9}")
     lines.append(f"{'':26}{a.label:>12}{b.label:>12}")
+    lines.append(f"{'commit':26}{a.versions.commit or '-':>12}{b.versions.commit or '-':>12}")
     lines.append(_row("start, s", _median(a.starts_s), _median(b.starts_s)))
     if a.peak or b.peak:
         lines += _rows("highest rate", a.peak, b.peak)

@@ -40,7 +40,8 @@ class Load:
     """Publishes as the two cameras and watches the node's topics; all in the caller's thread.
 
     boxes: listen to the boxes too, which the node looks for only then.
-    sent_ns: the latest pair's stamp; arrivals: of fused images, by stamp; report: the node's latest.
+    sent_ns: the latest pair's stamp; arrivals: of fused images, by stamp; report: the node's
+    latest.
     alive: called again and again while waiting; raises an error if there is nothing to wait for.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,10 +56,11 @@ class Host:
 
 @dataclass(frozen=True)
 class Versions:
-    """Of what takes part; ros_distro is empty where no ROS is sourced."""
+    """Of what takes part; empty: ros_distro where no ROS is sourced, commit outside a checkout."""
 
     python: str
     fusion_ros: str
+    commit: str
     numpy: str
     opencv: str
     onnxruntime: str
@@ -75,6 +77,7 @@ class Versions:
         return cls(
             python=platform.python_version(),
             fusion_ros=fusion_ros.__version__,
+            commit=_commit(),
             numpy=np.__version__,
             opencv=cv2.__version__,
             onnxruntime=onnxruntime.__version__,
@@ -119,6 +122,17 @@ def memory_of(pid: int) -> Memory:
         return round(int((_field(status, name) or "0 kB").split()[0]) / 1024, 1)
 
     return Memory(mb("VmRSS"), mb("VmHWM"))
+
+
+def _commit() -> str:
+    checkout = Path(fusion_ros.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return ""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        return ""
 
 
 def _field(text: str, name: str) -> str:
