@@ -91,7 +91,7 @@ def visual_information_loss(fused: Tensor, ir: Tensor, vi: Tensor, noise: float 
     The pixel-domain VIF of Sheikh and Bovik (2006) at its two finest scales: each local window is
     modelled as ``F = g * source + v`` and the information ratio
     ``log(1 + g^2 var / (var_v + n)) / log(1 + var / n)`` is summed over the image. The gain is
-    limited to 1: amplifying contrast beyond the source's is no information.
+    limited to 1: amplifying contrast beyond the source's is no information, and no harm.
     """
     total = fused.new_zeros(())
     for scale in range(2):
@@ -101,8 +101,9 @@ def visual_information_loss(fused: Tensor, ir: Tensor, vi: Tensor, noise: float 
             vs = (local_mean(s * s, 7) - ms * ms).clamp_min(0.0)
             vf = (local_mean(f * f, 7) - mf * mf).clamp_min(0.0)
             cov = local_mean(f * s, 7) - mf * ms
-            gain = (cov / (vs + 1e-6)).clamp(0.0, 1.0)
-            rest = (vf - gain * cov).clamp_min(0.0)
+            gain = (cov / (vs + 1e-6)).clamp_min(0.0)
+            rest = (vf - gain * cov).clamp_min(0.0)  # what is no multiple of the source
+            gain = gain.clamp_max(1.0)
             n = noise**2
             kept = torch.log1p(gain.square() * vs / (rest + n)).sum((1, 2, 3))
             there = torch.log1p(vs / n).sum((1, 2, 3))
@@ -133,6 +134,8 @@ class FusionTarget(nn.Module):
         contrast: how much of the intensity's difference to its surroundings is added once more.
         knee: above it, what thermal and `contrast` add rolls off towards the middle between it and 1,
             so that saturated thermal keeps some drawing (1: no roll-off).
+        ceiling: above it a tenth of the slope, for the visible image too: room below white costs
+            the eye nothing, and what is saturated in one camera only is not over-exposed then.
         sharpness: how decidedly the stronger modality wins; higher approaches a hard choice.
         dark_bias: adds to the visible image's contrast, so that flat noise does not decide.
     """
@@ -147,11 +150,12 @@ class FusionTarget(nn.Module):
         dark_bias: float = 0.01,
         contrast: float = 0.0,
         knee: float = 1.0,
+        ceiling: float = 1.0,
     ):
         super().__init__()
         self.size, self.surround, self.noise = size, surround, noise
         self.gain, self.sharpness, self.dark_bias = gain, sharpness, dark_bias
-        self.contrast, self.knee = contrast, knee
+        self.contrast, self.knee, self.ceiling = contrast, knee, ceiling
 
     @torch.no_grad()
     def forward(self, ir: Tensor, vi: Tensor) -> Target:
@@ -169,6 +173,7 @@ class FusionTarget(nn.Module):
             rolled = self.knee + room * torch.tanh((intensity - self.knee) / room)
             rolled = torch.maximum(rolled, torch.minimum(intensity, vi))  # lamps and sky stay
             intensity = torch.where(intensity > self.knee, rolled, intensity)
+        intensity = intensity - 0.9 * (intensity - self.ceiling).clamp_min(0.0)
         g_ir, g_vi = sobel(ir), sobel(vi)
         # Noise floor: thermal sensors print lines and grain into flat regions such as the sky.
         m_ir = (g_ir.square().sum(1, keepdim=True).sqrt() - self.noise).clamp_min(0.0)
