@@ -11,6 +11,9 @@ __all__ = ["MatplotlibMissing", "plot"]
 
 _PERCENTILES = {"p50": "#1f4e79", "p95": "#2e86c1", "p99": "#85c1e9"}
 _LOSS = "#b03a2e"
+_MEASURED = {"marker": "o", "markersize": 5}
+_TRIAL = {"marker": ".", "alpha": 0.35, "linestyle": ""}
+_TICKS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 240, 480)
 
 
 class MatplotlibMissing(RuntimeError):
@@ -33,7 +36,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(
-        2, len(results), sharex="col", sharey="row", squeeze=False, layout="constrained",
+        2, len(results), sharex=True, sharey="row", squeeze=False, layout="constrained",
         figsize=(1.6 + 2.8 * len(results), 5.6), height_ratios=(3, 2),
     )
     for column, result in enumerate(results):
@@ -41,6 +44,13 @@ def plot(results: Sequence[Result], path: Path) -> None:
     axes[0, 0].set_ylabel("stamp to publish, ms")
     axes[1, 0].set_ylabel("pairs lost, %")
     axes[0, 0].legend(frameon=False)
+    axes[0, 0].set_xscale("log")
+    axes[0, 0].set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS], minor=False)
+    rates = [one.rate_hz for result in results for one in [*result.search, *result.rates]]
+    if rates:
+        axes[0, 0].set_xlim(0.8 * min(rates), 1.25 * max(rates))
+    for axis in axes.flat:
+        axis.minorticks_off()
     hosts = {f"{result.host.cpu}, {result.host.cores} cores" for result in results}
     sizes = {result.input.visible for result in results}
     figure.suptitle(f"fusion_ros node, {' / '.join(sorted(sizes))}: {'; '.join(sorted(hosts))}")
@@ -49,22 +59,20 @@ def plot(results: Sequence[Result], path: Path) -> None:
 
 
 def _column(above, below, result: Result) -> None:
+    from matplotlib.ticker import LogLocator
+
     measured = sorted(
         [*([result.peak] if result.peak else []), *result.rates], key=lambda one: one.rate_hz
     )
     trials = sorted(result.search, key=lambda one: one.rate_hz)
     for name, colour in _PERCENTILES.items():
-        for some, style in ((trials, dict(marker=".", alpha=0.35, linestyle="")),
-                            (measured, dict(marker="o", markersize=5, label=name))):
-            points = [(one.rate_hz, getattr(one.latency_ms, name))
-                      for one in some if one.latency_ms]
-            if points:
-                above.plot(*zip(*points), color=colour, **style)
-    for some, style in ((trials, dict(marker=".", alpha=0.35, linestyle="")),
-                        (measured, dict(marker="o", markersize=5))):
-        points = [(one.rate_hz, 100 * one.loss) for one in some]
-        if points:
-            below.plot(*zip(*points), color=_LOSS, **style)
+        for some, style in ((trials, _TRIAL), (measured, {**_MEASURED, "label": name})):
+            known = [one for one in some if one.latency_ms]
+            latency = [getattr(one.latency_ms, name) for one in known]
+            above.plot([one.rate_hz for one in known], latency, color=colour, **style)
+    for some, style in ((trials, _TRIAL), (measured, _MEASURED)):
+        loss = [100 * one.loss for one in some]
+        below.plot([one.rate_hz for one in some], loss, color=_LOSS, **style)
     title = result.label
     if result.peak:
         title += f": up to {result.peak.rate_hz:.3g} Hz"
@@ -72,11 +80,8 @@ def _column(above, below, result: Result) -> None:
             axis.axvline(result.peak.rate_hz, color="grey", linestyle="--", linewidth=0.8)
     above.set_title(title, fontsize="medium")
     above.set_yscale("log")
-    below.set_xscale("log")
-    rates = [one.rate_hz for one in [*measured, *trials]]
-    ticks = [tick for tick in (1, 3, 10, 30, 60, 120, 240) if not rates or tick <= max(rates)]
-    below.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    below.minorticks_off()
+    above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    above.yaxis.set_major_formatter("{x:g}")
     below.set_ylim(-4, 104)
     below.set_xlabel("pairs per second, Hz")
     for axis in (above, below):
