@@ -9,8 +9,9 @@ RADIUS = 4
 """Of the windows of the local fit, in small pixels: 81 samples leave little to chance."""
 EPSILON = 3e-5
 """Added to the guides' variances, (1.4 grey levels)^2: texture weaker than that decides little."""
-MOST_GAIN = 1.0
-"""Limit of both gains, for windows where a flat guide goes along with a strong change by chance."""
+MOST_GAIN = 2.0
+"""Limit of both gains, where a flat guide goes along with a strong change by chance. -2 turns the
+visible contrast over, as where a dark coat is warm."""
 
 
 class GuidedUpsampler:

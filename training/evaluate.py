@@ -3,6 +3,7 @@
     python training/evaluate.py                                 # all shipped methods, all test sets
     python training/evaluate.py methods=baffm,cfi sets=tno/test data=../shared/data
     python training/evaluate.py methods=mine:runs/x/baffm.onnx peer=SeAFusion:../fused/SeAFusion
+    python training/evaluate.py sets=msrs/test processing_size=0,320    # what a small size costs
     python training/evaluate.py cards=true                      # and write the means into the cards
 
 The pixel-wise average and maximum are always among the rows. A network runs as on the robot:
@@ -17,6 +18,7 @@ Settings as `key=value`:
     limit     pairs of each set, evenly spaced (0: all)
     pictures  pairs of each set in the report
     backend, precision, threads   of the networks, as the node's parameters
+    processing_size   likewise; several comma separated, each but 0 as rows of its own, `baffm@320`
     workers   processes that compute the metrics (0: none but this one)
     cards     write the means of the sets into the model card, <method>.json beside the ONNX file
     output    folder of evaluation.json and report.html
@@ -55,11 +57,12 @@ from fusion_ros.fuser import Fuser
 from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.inference.engine import fp16_sibling
 from fusion_ros.models import list_methods, model_path
+from fusion_ros.parameters import Parameters
 
 DEFAULTS = {
     "methods": "shipped", "sets": "", "data": "auto", "peer": "", "limit": 0, "pictures": 6,
-    "backend": "onnxruntime", "precision": "fp32", "threads": 0, "workers": 2,
-    "cards": False, "output": "evaluation",
+    "backend": "onnxruntime", "precision": "fp32", "threads": 0, "processing_size": "0",
+    "workers": 2, "cards": False, "output": "evaluation",
 }  # fmt: skip
 
 
@@ -93,16 +96,26 @@ def named(text: str) -> list[tuple[str, str]]:
     return [(name or Path(value).name.removesuffix(".onnx"), value) for name, _, value in parts]
 
 
-def load_networks(methods: str, backend: str, precision: str, threads: int) -> dict[str, Network]:
+def load_networks(
+    methods: str, backend: str, precision: str, threads: int, processing_sizes: str = "0"
+) -> dict[str, Network]:
     """The networks of the setting `methods` by row name; prints what runs each."""
+    sizes = processing_sizes.split(",")
+    for size in sizes:
+        try:
+            Parameters(processing_size=int(size))
+        except ValueError as error:
+            raise ConfigError(f"processing_size={processing_sizes}: {error}") from None
     networks = {}
     for name, value in named(",".join(list_methods()) if methods == "shipped" else methods):
-        if name in networks or name in RULES:
-            raise ConfigError(f"two rows named '{name}': name one otherwise, methods=NAME:FILE")
         onnx = model_path(value)
-        engine = load_engine(onnx, backend, precision=precision, threads=threads)
-        print(f"{name}: {engine.description}")
-        networks[name] = Network(onnx, Fuser(engine))
+        for size in map(int, sizes):
+            row = f"{name}@{size}" if size else name
+            if row in networks or row in RULES:
+                raise ConfigError(f"two rows named '{row}': name one otherwise, methods=NAME:FILE")
+            engine = load_engine(onnx, backend, precision=precision, threads=threads)
+            print(f"{row}: {engine.description}")
+            networks[row] = Network(onnx, Fuser(engine, size))
     return networks
 
 
@@ -197,14 +210,17 @@ def main(arguments: list[str]) -> int:
             find_data(config.data), [s for s in config.sets.split(",") if s], config.limit
         )
         networks = load_networks(
-            config.methods, config.backend, config.precision, config.threads
-        )
+            config.methods, config.backend, config.precision, config.threads,
+            config.processing_size,
+        )  # fmt: skip
         peers = {name: Path(folder) for name, folder in named(config.peer)}
         if both := sorted({*networks, *RULES} & set(peers)):
             raise ConfigError(f"two rows named '{both[0]}': name the peer otherwise")
         if config.cards:
             if config.limit:
                 raise ConfigError("cards=true needs whole sets: leave limit out")
+            if config.processing_size != "0":
+                raise ConfigError("cards=true is for full size: leave processing_size out")
             if missing := [str(n.card) for n in networks.values() if not n.card.is_file()]:
                 raise ConfigError(f"cards=true needs the model cards {', '.join(missing)}")
         rows = [{**networks, **peers_of(pair_set, peers)} for pair_set in sets]
