@@ -39,6 +39,7 @@ except ImportError:  # ROS 2 Humble
 from fusion_ros import images
 from fusion_ros.detector import Detection, draw
 from fusion_ros.inference import EngineError
+from fusion_ros.malloc import keep_freed_memory
 from fusion_ros.monitor import Monitor
 from fusion_ros.pairing import Pair, Pairer, PairingCounts
 from fusion_ros.parameters import ParameterError, Parameters
@@ -46,6 +47,8 @@ from fusion_ros.pipeline import Intrinsics, Network, Pipeline, load_detector, lo
 from fusion_ros.worker import Worker
 
 _QUEUE = 10
+_IMAGES = 5
+"""So many images of each camera wait to be taken in, at most: newer ones would win over them."""
 _FEW_IMAGES = 5
 """So many images of both cameras without a pair are worth a word."""
 _RECENT_S = 5.0
@@ -178,6 +181,8 @@ class FuseNode(LifecycleNode):
                     raise
                 self._monitor.fault("detector_missing", f"fusing without a detector: {error}")
         self._loader = Worker(self._load, "loader")
+        self._to_thermal = images.Converter(images.thermal_array)
+        self._to_visible = images.Converter(images.visible_bgr)
         self._messages = {topic: Image() for topic in ("fused/image", "fused/image_annotated")}
         for topic in self._messages:
             self._advertise(Image, topic)
@@ -230,7 +235,7 @@ class FuseNode(LifecycleNode):
     def _subscribe(self, camera: _Camera) -> None:
         reliable = self._settings.qos == "reliable"
         qos = QoSProfile(
-            depth=_QUEUE,
+            depth=_IMAGES,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
         )
         events = SubscriptionEventCallbacks(
@@ -422,8 +427,8 @@ class FuseNode(LifecycleNode):
         monitor.stage("queue", 1e3 * (time.perf_counter() - job.queued))
         self._await_calibration()
         with monitor.timed("convert"):
-            thermal = None if job.thermal is None else images.thermal_array(job.thermal)
-            visible = None if job.rgb is None else images.visible_bgr(job.rgb)
+            thermal = None if job.thermal is None else self._to_thermal(job.thermal)
+            visible = None if job.rgb is None else self._to_visible(job.rgb)
         fused = pipeline.fuse(thermal, visible)
         header = (job.thermal if job.rgb is None else job.rgb).header
         with monitor.timed("publish"):
@@ -614,6 +619,7 @@ def main(args: list[str] | None = None) -> int:
     A thread that is busy then, such as with building an engine, is given some seconds, and ends
     with the process.
     """
+    keep_freed_memory()
     # rclpy's own handlers pull the context away from under the threads. With these an interrupt is
     # an exception in this thread, wherever it is, and the node ends in order.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)

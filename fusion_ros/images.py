@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 
 __all__ = [
+    "Converter",
     "ImageError",
     "THERMAL_ENCODINGS",
     "VISIBLE_ENCODINGS",
@@ -148,6 +150,28 @@ def visible_bgr(msg: Any, out: np.ndarray | None = None) -> np.ndarray:
         return cv2.cvtColor(pixels, layout.to_bgr, dst=out)
     np.copyto(out, _high_bytes(msg)[:, :, np.newaxis])
     return out
+
+
+class Converter:
+    """Reads one camera's messages by `thermal_array` or `visible_bgr`, converting in kept memory.
+
+    The array of a call holds until the next one, and no longer than the message's data.
+    """
+
+    def __init__(self, read: Callable[[Any, np.ndarray | None], np.ndarray]) -> None:
+        self._read = read
+        self._kind: tuple[int, int, str] | None = None
+        self._out: np.ndarray | None = None
+
+    def __call__(self, msg: Any) -> np.ndarray:
+        """The image in `msg`. Raises `ImageError` as `view` does."""
+        kind = (msg.height, msg.width, msg.encoding)
+        if kind != self._kind:
+            self._kind, self._out = kind, None
+        pixels = self._read(msg, self._out)
+        if pixels.flags.owndata:  # converted: not a view of the message
+            self._out = pixels
+        return pixels
 
 
 def fill(msg: Any, pixels: np.ndarray, encoding: str, header: Any) -> Any:

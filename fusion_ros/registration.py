@@ -195,7 +195,7 @@ class Registration:
                 "pixels to RGB pixels; is it the inverse, or for other image sizes?",
             )
         mask = None if seen.all() else np.where(seen, np.uint8(255), np.uint8(0))
-        return _Warp(_fixed_point(x, y, seen, thermal_size), mask, coverage)
+        return _Warp(_maps(x, y, seen, thermal_size), mask, coverage)
 
     def _thermal_coordinates(self, thermal_size: Size, size: Size) -> tuple[np.ndarray, np.ndarray]:
         """For each RGB pixel its place x, y in the thermal image, each (H, W) float64.
@@ -224,14 +224,18 @@ class Registration:
             self.warning = text
 
 
-def _fixed_point(
+def _maps(
     x: np.ndarray, y: np.ndarray, seen: np.ndarray, thermal_size: Size
 ) -> tuple[np.ndarray, np.ndarray]:
-    """cv2.remap's fast maps; what is not `seen` points well outside the thermal image."""
+    """cv2.remap's maps; what is not `seen` points well outside the thermal image.
+
+    In float32: OpenCV 5 warps these in half the time of fixed-point ones and without rounding to
+    1/32 pixel; in OpenCV 4 both take the same time.
+    """
     # Half a pixel beyond the outer pixel centres still is the outer pixel, not a blend with 0.
     x = np.where(seen, np.clip(x, 0, thermal_size[0] - 1), -2)
     y = np.where(seen, np.clip(y, 0, thermal_size[1] - 1), -2)
-    return cv2.convertMaps(x.astype(np.float32), y.astype(np.float32), cv2.CV_16SC2)
+    return x.astype(np.float32), y.astype(np.float32)
 
 
 def _camera_matrix(k: Sequence[float] | np.ndarray, camera: str) -> np.ndarray:

@@ -117,10 +117,11 @@ class GainControl:
     def _measure(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
         """The limits this frame alone asks for, and its median, in counts."""
         stride = max(1, int(np.sqrt(frame.size / _SAMPLES)))
-        samples = frame[::stride, ::stride].ravel()
+        samples = frame[::stride, ::stride].flatten()  # a copy, to be sorted in place
         last = samples.size - 1
         ranks = [round(last * share / 100) for share in (self.low, 50, self.high)]
-        low, median, high = np.partition(samples, ranks)[ranks].tolist()
+        samples.partition(ranks)
+        low, median, high = samples[ranks].tolist()
         if self.mode == "linear":
             low, high, _, _ = cv2.minMaxLoc(frame)
         return np.array([low, high], np.float64), median
