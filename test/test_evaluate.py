@@ -218,6 +218,42 @@ def test_cards_take_means_of_whole_sets_only(data, tmp_path, capsys):
     assert main(arguments) == 2 and "mine.json" in capsys.readouterr().err
 
 
+def test_processing_sizes_are_rows_of_their_own(data, tmp_path):
+    model = write_fusion_onnx(tmp_path / "mine.onnx", "max")
+    found = run(data, tmp_path, f"methods={model}", "sets=city/test", "processing_size=0,47,400")
+    rows = found["sets"]["city/test"]["rows"]
+    assert list(rows) == ["average", "max", "mine", "mine@47", "mine@400"]
+    assert rows["mine"]["mean"] == rows["mine@400"]["mean"] != rows["mine@47"]["mean"]
+    assert rows["mine@47"]["mean"]["VIF"] == pytest.approx(rows["mine"]["mean"]["VIF"], rel=0.1)
+
+
+@pytest.mark.parametrize("value", ["half", "0,20", "320,", "0.5", "320,320"])
+def test_a_processing_size_that_cannot_be_is_refused(data, tmp_path, capsys, value):
+    model = write_fusion_onnx(tmp_path / "mine.onnx", "max")
+    assert main([f"data={data}", f"methods={model}", f"processing_size={value}"]) == 2
+    said = capsys.readouterr().err
+    assert "processing_size" in said or "two rows named 'mine@320'" in said
+
+
+def test_cards_hold_the_figures_of_full_size_only(data, tmp_path, capsys):
+    model = write_fusion_onnx(tmp_path / "mine.onnx", "max")
+    arguments = [f"data={data}", f"methods={model}", "cards=true", "processing_size=320"]
+    assert main(arguments) == 2 and "full size" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_fusing_at_half_size_loses_at_most_a_twentieth_of_vif_and_qabf(shared_data):
+    networks = load_networks("shipped", "onnxruntime", "fp32", 0, "0,320")
+    (pair_set,) = find_sets(shared_data / "data", ["msrs/test"], limit=6)
+    rows = {row.method: row.mean for row in evaluate_set(pair_set, networks).rows}
+    small = [name for name in networks if name.endswith("@320")]
+    assert len(small) == len(networks) / 2
+    for name in small:
+        for metric in ("VIF", "Qabf"):
+            full = rows[name.removesuffix("@320")][metric]
+            assert rows[name][metric] > 0.95 * full, (name, metric)
+
+
 @pytest.mark.slow
 def test_committed_figures_come_from_the_committed_weights(shared_data):
     """Three pairs of each set, fused anew by the ONNX files and compared with the JSON."""

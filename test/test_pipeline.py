@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support import pair, write_detector_onnx, write_fusion_onnx
 
-from fusion_ros.inference import EngineError
+from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.monitor import Monitor
 from fusion_ros.parameters import Parameters
 from fusion_ros.pipeline import Intrinsics, Network, Pipeline, load_detector, load_network
@@ -34,6 +34,35 @@ def test_a_pair_becomes_an_image_of_the_rgb_size_and_every_stage_is_timed(averag
     assert pipeline.fuse(thermal, visible).shape == (48, 64, 3)
     assert pipeline.rgb_size == (64, 48)
     stages = {"gain", "register", "prepare", "infer", "colour"}
+    assert set(pipeline.monitor.snapshot().stage_ms) == stages
+
+
+@pytest.mark.parametrize(
+    ("processing_size", "shape"), [(0, (480, 640)), (320, (240, 320)), (300, (232, 304))]
+)
+def test_an_engine_is_built_for_the_size_that_the_network_sees(
+    average, monkeypatch, processing_size, shape
+):
+    shapes = []
+
+    def record(onnx, backend, shape, precision, **options):
+        shapes.append(shape)
+        return load_engine(onnx, backend, shape, precision, **options)
+
+    monkeypatch.setattr("fusion_ros.pipeline.load_engine", record)
+    parameters = average.replace(processing_size=processing_size)
+    network = load_network(parameters, (640, 480), say_nothing)
+    load_network(parameters, None, say_nothing)
+    assert shapes == [shape, None]
+    assert network.fits(parameters)
+    assert not network.fits(parameters.replace(processing_size=200))
+    assert not network.fits(parameters.replace(method="cfi"))
+
+
+def test_a_frame_fused_small_is_of_the_rgb_size_and_its_upsampling_is_timed(average):
+    pipeline = make(average.replace(processing_size=32))
+    assert pipeline.fuse(*pair(64, 48)).shape == (48, 64, 3)
+    stages = {"gain", "register", "prepare", "infer", "upsample", "colour"}
     assert set(pipeline.monitor.snapshot().stage_ms) == stages
 
 

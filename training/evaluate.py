@@ -108,11 +108,11 @@ def load_networks(
             raise ConfigError(f"processing_size={processing_sizes}: {error}") from None
     networks = {}
     for name, value in named(",".join(list_methods()) if methods == "shipped" else methods):
-        onnx = model_path(value)
         for size in map(int, sizes):
             row = f"{name}@{size}" if size else name
             if row in networks or row in RULES:
                 raise ConfigError(f"two rows named '{row}': name one otherwise, methods=NAME:FILE")
+            onnx = model_path(value)
             engine = load_engine(onnx, backend, precision=precision, threads=threads)
             print(f"{row}: {engine.description}")
             networks[row] = Network(onnx, Fuser(engine, size))
@@ -211,7 +211,7 @@ def main(arguments: list[str]) -> int:
         )
         networks = load_networks(
             config.methods, config.backend, config.precision, config.threads,
-            config.processing_size,
+            str(config.processing_size),
         )  # fmt: skip
         peers = {name: Path(folder) for name, folder in named(config.peer)}
         if both := sorted({*networks, *RULES} & set(peers)):
@@ -219,7 +219,7 @@ def main(arguments: list[str]) -> int:
         if config.cards:
             if config.limit:
                 raise ConfigError("cards=true needs whole sets: leave limit out")
-            if config.processing_size != "0":
+            if config.processing_size not in (0, "0"):
                 raise ConfigError("cards=true is for full size: leave processing_size out")
             if missing := [str(n.card) for n in networks.values() if not n.card.is_file()]:
                 raise ConfigError(f"cards=true needs the model cards {', '.join(missing)}")
