@@ -31,6 +31,7 @@ from support import write_detector_onnx, write_fusion_onnx
 
 from fusion_ros import images
 from fusion_ros.fuse_node import FuseNode
+from fusion_ros.inference import EngineError
 from fusion_ros.models import list_methods
 
 ENCODINGS = {
@@ -578,6 +579,28 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one_running_and_says_why(
     assert one.fuse() is not None
     assert until(lambda: one.listener.count("fused"))
     assert one.listener.status["method"] == average
+
+
+def test_the_processing_size_changes_while_it_runs_and_is_set_back_if_that_fails(
+    bench, monkeypatch
+):
+    one = bench().start()
+    assert one.set(processing_size=32) == ""
+    assert until(lambda: one.listener.status.get("processing_size") == "32")
+    assert one.fuse() is not None
+    assert until(lambda: one.listener.count("fused"))
+    assert "stage_upsample_ms" in one.listener.status
+
+    def fail(*arguments, **options):
+        raise EngineError("no engine of this size")
+
+    monkeypatch.setattr("fusion_ros.pipeline.load_engine", fail)
+    assert one.set(processing_size=48) == ""
+    assert until(lambda: one.listener.count("method_load_failed") == 1)
+    assert "with processing_size 48 cannot be loaded: no engine" in one.listener.message
+    assert until(lambda: one.get("processing_size") == 32)
+    assert one.fuse() is not None
+    assert one.listener.status["processing_size"] == "32"
 
 
 def test_switching_through_all_methods_under_load_loses_no_frame(bench):
