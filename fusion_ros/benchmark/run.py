@@ -18,7 +18,7 @@ from fusion_ros.benchmark.machine import Host, Versions, busy_seconds, cpu_secon
 from fusion_ros.benchmark.measurement import LEAST_PAIRS, Measurement
 from fusion_ros.benchmark.pairs import Pairs
 from fusion_ros.benchmark.results import Config, Input, Result
-from fusion_ros.benchmark.search import find_peak
+from fusion_ros.benchmark.search import confirm_peak, find_peak
 from fusion_ros.fastdds import PROFILE_VARIABLE
 from fusion_ros.models import model_path
 from fusion_ros.parameters import Parameters
@@ -103,9 +103,8 @@ class _Run:
         result = self._result
         self._logs.mkdir(parents=True, exist_ok=True)
         try:
-            peak = self._search()
-            if peak is not None:
-                result.peak = self._at(peak)
+            if self._plan.search is not None:
+                self._search(*self._plan.search)
             for rate in self._plan.rates:
                 result.rates.append(self._at(rate))
                 result.write(self._path)
@@ -118,29 +117,36 @@ class _Run:
             result.write(self._path)
         return result
 
-    def _search(self) -> float | None:
-        """The highest rate by one node after the other, None without a search or without any."""
-        if self._plan.search is None:
-            return None
-        trials = self._result.search
+    def _search(self, low: float, high: float) -> None:
+        """Find the highest rate by short trials of one node, then measure it like the others."""
+        result, trials = self._result, self._result.search
 
-        def loss_at(rate: float) -> float:
+        def loss_in_trial(rate: float) -> float:
             trials.append(self._measure(node, rate, self._plan.trial_s, _TRIAL_PAIRS))
-            self._result.write(self._path)
+            result.write(self._path)
             return trials[-1].missed
 
-        low, high = self._plan.search
+        def loss_at(rate: float) -> float:
+            measured = self._at(rate)
+            if measured.missed > MOST_LOSS:
+                trials.append(measured)
+            else:
+                result.peak = measured
+            result.write(self._path)
+            return measured.missed
+
         with self._node("search") as node:
-            peak = find_peak(loss_at, low, high, MOST_LOSS)
+            peak = find_peak(loss_in_trial, low, high, MOST_LOSS)
+        if peak is not None:
+            peak = confirm_peak(loss_at, peak, low, MOST_LOSS)
         failed = [trial for trial in trials if trial.missed > MOST_LOSS]
-        if peak == high:
-            self._result.peak_limit = "bound"
-        else:
+        if failed:
             lowest = min(failed, key=lambda trial: trial.rate_hz)
-            self._result.peak_limit = "node" if lowest.kept else "sender"
+            result.peak_limit = "node" if lowest.kept else "sender"
+        else:
+            result.peak_limit = "bound"
         if peak is None:
             self._say(f"  more than {MOST_LOSS:.0%} are lost at {low:g} Hz already")
-        return peak
 
     def _at(self, rate: float) -> Measurement:
         """One rate with a node of its own, so that its means and its memory are of this rate."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["find_peak"]
+__all__ = ["confirm_peak", "find_peak"]
 
 
 def find_peak(
@@ -32,3 +32,22 @@ def find_peak(
         else:
             high = middle
     return low
+
+
+def confirm_peak(
+    loss_at: Callable[[float], float],
+    peak: float,
+    low: float,
+    most_loss: float = 0.05,
+    precision: float = 0.05,
+) -> float | None:
+    """The highest rate from `peak` down, in steps of `precision`, that holds in `loss_at` too.
+
+    A search of short trials ends a little high, where luck let one pass; here `loss_at` measures
+    for longer. None if not even `low` holds.
+    """
+    while loss_at(peak) > most_loss:
+        if peak == low:
+            return None
+        peak = max(low, peak / (1 + precision))
+    return peak
