@@ -39,7 +39,6 @@ except ImportError:  # ROS 2 Humble
 from fusion_ros import images
 from fusion_ros.detector import Detection, draw
 from fusion_ros.inference import EngineError
-from fusion_ros.malloc import keep_freed_memory
 from fusion_ros.monitor import Monitor
 from fusion_ros.pairing import Pair, Pairer, PairingCounts
 from fusion_ros.parameters import ParameterError, Parameters
@@ -619,7 +618,6 @@ def main(args: list[str] | None = None) -> int:
     A thread that is busy then, such as with building an engine, is given some seconds, and ends
     with the process.
     """
-    keep_freed_memory()
     # rclpy's own handlers pull the context away from under the threads. With these an interrupt is
     # an exception in this thread, wherever it is, and the node ends in order.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)

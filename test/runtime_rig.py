@@ -235,11 +235,9 @@ def noise(camera: Camera) -> list[np.ndarray]:
     colour = camera.encoding in ("bgr8", "rgb8")
     shape = (camera.height, camera.width, *((3,) if colour else ()))
     deep = "16" in camera.encoding
+    low, high, dtype = (7000, 9000, np.uint16) if deep else (0, 256, np.uint8)
     rng = np.random.default_rng(0)
-    return [
-        rng.integers(7000, 9000, shape, np.uint16) if deep else rng.integers(0, 256, shape, np.uint8)
-        for _ in range(_PICTURES)
-    ]
+    return [rng.integers(low, high, shape, dtype) for _ in range(_PICTURES)]
 
 
 def observe(namespace: str) -> None:
@@ -247,8 +245,6 @@ def observe(namespace: str) -> None:
     import rclpy
     from diagnostic_msgs.msg import DiagnosticArray
     from sensor_msgs.msg import Image
-
-    from fusion_ros.malloc import keep_freed_memory
 
     def on_fused(raw: bytes) -> None:
         now = time.time_ns()
@@ -261,7 +257,6 @@ def observe(namespace: str) -> None:
             if status.name == f"{namespace}/fuse_node: fusion":
                 print(json.dumps({value.key: value.value for value in status.values}), flush=True)
 
-    keep_freed_memory()
     rclpy.init()
     node = rclpy.create_node("observer", namespace=namespace)
     node.create_subscription(Image, "fused/image", on_fused, 100, raw=True)
