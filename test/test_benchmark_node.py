@@ -328,7 +328,7 @@ def test_comparing_what_cannot_be_compared_warns_of_each_difference():
 def test_the_table_names_the_highest_rate_and_the_stages():
     text = table(result())
     assert "20.0 / 30.0 / 30.0" in text and "infer 15.0" in text
-    assert text.count("highest") == 1
+    assert text.count("highest, limited by the node") == 1
     assert "no rate from 1 Hz" in table(result(peak=None))
 
 

@@ -31,7 +31,7 @@ def table(result: Result) -> str:
             f"{one.rate_hz:8.1f}{one.offered_hz:9.1f}{one.fps:8.1f}{100 * one.loss:8.1f}"
             f"{latency:>31}{jitter:>11}{one.cpu_percent:8.0f}{one.other_percent:10.0f}"
             f"{one.memory.resident_mb:7.0f}"
-            + ("  highest" if one is result.peak else "")
+            + (f"  highest, limited by the {result.peak_limit}" if one is result.peak else "")
         )
         stages = ", ".join(f"{name} {ms:.1f}" for name, ms in one.stage_ms.items())
         lines.append(f"{'':8}stages, ms: {stages}")

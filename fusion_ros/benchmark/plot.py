@@ -75,7 +75,8 @@ def _column(above, below, result: Result) -> None:
         below.plot([one.rate_hz for one in some], loss, color=_LOSS, **style)
     title = result.label
     if result.peak:
-        title += f": up to {result.peak.rate_hz:.3g} Hz"
+        words = "at least" if result.peak_limit == "bound" else "up to"
+        title += f": {words} {result.peak.rate_hz:.3g} Hz"
         for axis in (above, below):
             axis.axvline(result.peak.rate_hz, color="grey", linestyle="--", linewidth=0.8)
     above.set_title(title, fontsize="medium")
