@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +102,7 @@ class Rig:
         }
         self.arrivals: dict[int, int] = {}
         self._status: tuple[float, dict[str, str]] = (0.0, {})
-        self._observer = self._python(__file__, "observe", name)
+        self._observer = self._python(__file__, "observer", name)
         self._cameras = [
             self._python(__file__, "camera", f"/{name}/{topic}/image_raw", camera.encoding,
                          str(camera.width), str(camera.height))
@@ -114,8 +117,14 @@ class Rig:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in (self.node, *self._cameras, self._observer):
-            if process is not None:
+        # In order: what is killed leaves its shared memory behind.
+        processes = [p for p in (self.node, *self._cameras, self._observer) if p is not None]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
@@ -161,7 +170,7 @@ class Rig:
         return self._status[1]
 
     def memory_mb(self) -> dict[str, float]:
-        """Resident memory of the node: all of it, and that of no file or shared segment."""
+        """Resident memory of the node: all, and that of neither files nor shared segments."""
         lines = Path(f"/proc/{self.node.pid}/status").read_text().splitlines()
         kb = {name: text.split()[0] for name, _, text in (line.partition(":") for line in lines)
               if name in ("VmRSS", "RssAnon")}
@@ -203,9 +212,8 @@ sys.exit(fuse_node.main())
 """
 
 
-def camera(topic: str, encoding: str, width: str, height: str) -> None:
+def run_camera(topic: str, encoding: str, width: str, height: str) -> None:
     """Publish what each line of the input asks for: first stamp in ns, rate, number of images."""
-    import rclpy
     from rclpy.qos import QoSProfile
     from rclpy.time import Time
     from sensor_msgs.msg import Image
@@ -213,22 +221,64 @@ def camera(topic: str, encoding: str, width: str, height: str) -> None:
 
     from fusion_ros import images
 
-    rclpy.init()
-    publisher = rclpy.create_node("camera").create_publisher(Image, topic, QoSProfile(depth=5))
-    message = Image()
-    pictures = noise(Camera(encoding, int(width), int(height)))
-    images.fill(message, pictures[0], encoding, Header())
-    print("ready", flush=True)
-    for line in sys.stdin:
-        begin, rate, frames = line.split()
-        late = 0
-        for k in range(int(frames)):
-            due = due_ns(int(begin), k, float(rate))
-            time.sleep(max(0.0, 1e-9 * (due - time.time_ns())))
-            late += time.time_ns() - due > 0.5e9 / float(rate)
-            header = Header(stamp=Time(nanoseconds=due).to_msg(), frame_id=topic)
-            publisher.publish(images.fill(message, pictures[k % _PICTURES], encoding, header))
-        print(late, flush=True)
+    with node("camera") as own:
+        publisher = own.create_publisher(Image, topic, QoSProfile(depth=5))
+        message = Image()
+        pictures = noise(Camera(encoding, int(width), int(height)))
+        images.fill(message, pictures[0], encoding, Header())
+        print("ready", flush=True)
+        for line in sys.stdin:
+            begin, rate, frames = line.split()
+            late = 0
+            for k in range(int(frames)):
+                due = due_ns(int(begin), k, float(rate))
+                time.sleep(max(0.0, 1e-9 * (due - time.time_ns())))
+                late += time.time_ns() - due > 0.5e9 / float(rate)
+                header = Header(stamp=Time(nanoseconds=due).to_msg(), frame_id=topic)
+                publisher.publish(images.fill(message, pictures[k % _PICTURES], encoding, header))
+            print(late, flush=True)
+
+
+def run_observer(namespace: str) -> None:
+    """Print stamp and time of arrival of fused images, in ns, and each report of the node."""
+    import rclpy
+    from diagnostic_msgs.msg import DiagnosticArray
+    from sensor_msgs.msg import Image
+
+    def on_fused(raw: bytes) -> None:
+        now = time.time_ns()
+        # After four bytes of encapsulation a serialised image begins with its stamp.
+        seconds, nanoseconds = struct.unpack_from("=iI", raw, 4)
+        print(seconds * 1_000_000_000 + nanoseconds, now, flush=True)
+
+    def on_diagnostics(message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name == f"{namespace}/fuse_node: fusion":
+                print(json.dumps({value.key: value.value for value in status.values}), flush=True)
+
+    with node("observer", namespace) as own:
+        own.create_subscription(Image, "fused/image", on_fused, 100, raw=True)
+        own.create_subscription(DiagnosticArray, "/diagnostics", on_diagnostics, 10)
+        print("ready", flush=True)
+        while True:
+            # Returns now and then, since signals are not seen while it waits.
+            rclpy.spin_once(own, timeout_sec=0.2)
+
+
+@contextmanager
+def node(name: str, namespace: str = "") -> Iterator[Any]:
+    """A node that ends in order with this process, or by SIGTERM."""
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    own = rclpy.create_node(name, namespace=namespace or None)
+    try:
+        yield own
+    finally:
+        own.destroy_node()
+        rclpy.shutdown()
 
 
 def noise(camera: Camera) -> list[np.ndarray]:
@@ -265,14 +315,16 @@ def observe(namespace: str) -> None:
     rclpy.spin(node)
 
 
-def table(status: Mapping[str, str]) -> str:
-    """Where the milliseconds of a frame went, by the node's own stages."""
+def report(run: Run, status: Mapping[str, str], cpu_ms: float) -> str:
+    """Where the milliseconds of a frame went, by the node's own stages, and what was lost."""
     stages = {name: float(status[f"stage_{name}_ms"]) for name in _STAGES}
-    whole = float(status["latency_p50_ms"])
-    rows = [("camera's publish, transport, receive, pair", whole - sum(stages.values()))]
-    rows += list(stages.items()) + [("header stamp to published, p50", whole)]
-    rows += [(f"{p}", float(status[f"latency_{p}_ms"])) for p in ("p95", "p99")]
-    return "\n".join(f"{name:45s}{ms:8.2f}" for name, ms in rows)
+    whole = {p: float(status[f"latency_{p}_ms"]) for p in ("p50", "p95", "p99")}
+    rows = {"camera's publish, transport, receive, pair": whole["p50"] - sum(stages.values())}
+    rows |= stages | {f"header stamp to published, {p}": ms for p, ms in whole.items()}
+    rows["processor time of the node"] = cpu_ms
+    lines = [f"{name:45s}{ms:8.2f}" for name, ms in rows.items()]
+    lines.append(f"lost {run.lost} of {run.frames}, sent late {run.late}")
+    return "\n".join(lines)
 
 
 _STAGES = ("queue", "convert", "gain", "register", "prepare", "infer", "colour", "publish")
@@ -293,14 +345,13 @@ def main(arguments: list[str]) -> None:
         before = rig.cpu_s()
         run = rig.send(rate, round(rate * seconds))
         cpu_ms = 1e3 * (rig.cpu_s() - before) / run.frames
-        print(table(rig.status()))
-        print(f"{'processor time of the node, a frame':45s}{cpu_ms:8.2f}")
-        print(f"lost {run.lost} of {run.frames}, sent late {run.late}, memory {rig.memory_mb()}")
+        print(report(run, rig.status(), cpu_ms))
 
 
 if __name__ == "__main__":
-    role, *rest = sys.argv[1:] or [""]
-    if role in ("camera", "observe"):
-        globals()[role](*rest)
+    if sys.argv[1:2] == ["camera"]:
+        run_camera(*sys.argv[2:])
+    elif sys.argv[1:2] == ["observer"]:
+        run_observer(*sys.argv[2:])
     else:
         main(sys.argv[1:])
