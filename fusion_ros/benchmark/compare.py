@@ -66,7 +66,8 @@ def compare(a: Result, b: Result) -> str:
         lines += [f"warning: {name} ended early: {line}" for line in result.error.splitlines()[:1]]
     lines.append(f"{'':26}{'A':>12}{'B':>12}{'B / A':>9}")
     lines.append(f"{'':26}{a.label:>12}{b.label:>12}")
-    lines.append(f"{'commit':26}{a.versions.commit or '-':>12}{b.versions.commit or '-':>12}")
+    commits = [result.versions.commit[:10] or "-" for result in (a, b)]
+    lines.append(f"{'commit':26}{commits[0]:>12}{commits[1]:>12}")
     lines.append(_row("start, s", _median(a.starts_s), _median(b.starts_s)))
     if a.peak or b.peak:
         lines += _rows("highest rate", a.peak, b.peak)
