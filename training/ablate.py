@@ -44,7 +44,7 @@ DEFAULTS = {
     "method": "baffm", "data": "auto", "rows": "", "sets": "msrs/test,tno/test,roadscene/test",
     "limit": 16, "output": "runs/ablations",
 }  # fmt: skip
-SCHEDULE = ("max_steps=250", "crop=96", "batch_size=4", "warmup=20", "validation=", "average=0.98")
+SCHEDULE = ("max_steps=200", "crop=96", "batch_size=4", "warmup=20", "validation=", "average=0.98")
 """What a row is trained with unless said otherwise: minutes on one CPU core."""
 SHOWN = ("VIF", "Qabf", "SCD", "AG", "EN")
 
@@ -121,7 +121,7 @@ def markdown(table: dict[str, dict], sets: list[str]) -> str:
 
 
 def draw_curves(curves: dict[str, list[list[float]]], path: Path) -> None:
-    """Learning curves: the loss of each row by step, logarithmic."""
+    """Learning curves: the loss of each row by step; some terms are rewards, so it may be negative."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -130,7 +130,8 @@ def draw_curves(curves: dict[str, list[list[float]]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     for name, points in curves.items():
         axis.plot(*zip(*points), label=name, linewidth=1.2)
-    axis.set(xlabel="step", ylabel="loss", yscale="log")
+    positive = all(loss > 0 for points in curves.values() for _, loss in points)
+    axis.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=110)
