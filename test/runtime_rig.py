@@ -290,31 +290,6 @@ def noise(camera: Camera) -> list[np.ndarray]:
     return [rng.integers(low, high, shape, dtype) for _ in range(_PICTURES)]
 
 
-def observe(namespace: str) -> None:
-    """Print stamp and time of arrival of fused images, in ns, and each report of the node."""
-    import rclpy
-    from diagnostic_msgs.msg import DiagnosticArray
-    from sensor_msgs.msg import Image
-
-    def on_fused(raw: bytes) -> None:
-        now = time.time_ns()
-        # After four bytes of encapsulation a serialised image begins with its stamp.
-        seconds, nanoseconds = struct.unpack_from("=iI", raw, 4)
-        print(seconds * 1_000_000_000 + nanoseconds, now, flush=True)
-
-    def on_diagnostics(message: DiagnosticArray) -> None:
-        for status in message.status:
-            if status.name == f"{namespace}/fuse_node: fusion":
-                print(json.dumps({value.key: value.value for value in status.values}), flush=True)
-
-    rclpy.init()
-    node = rclpy.create_node("observer", namespace=namespace)
-    node.create_subscription(Image, "fused/image", on_fused, 100, raw=True)
-    node.create_subscription(DiagnosticArray, "/diagnostics", on_diagnostics, 10)
-    print("ready", flush=True)
-    rclpy.spin(node)
-
-
 def report(run: Run, status: Mapping[str, str], cpu_ms: float) -> str:
     """Where the milliseconds of a frame went, by the node's own stages, and what was lost."""
     stages = {name: float(status[f"stage_{name}_ms"]) for name in _STAGES}

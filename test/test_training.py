@@ -255,33 +255,30 @@ Path(sys.argv[1], f"rank{trainer.fabric.global_rank}").write_text(repr(total))
 """
 
 
-@pytest.mark.slow
-def test_two_processes_end_with_equal_parameters(pairs, tmp_path):
-    (tmp_path / "each.py").write_text(EACH_RANK)
+def run_in_two_processes(port, pairs, tmp_path, method, *script):
+    """Three steps by torchrun on the CPU; the script and its own arguments come first."""
     result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29518",
-         str(tmp_path / "each.py"), str(tmp_path), "method=cfi", f"data={pairs}", "validation=",
-         f"output={tmp_path / 'two'}", "max_steps=3", "crop=32", "batch_size=1", "threads=1",
-         "accelerator=cpu", "precision=32-true"],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+         f"--master_port={port}", *map(str, script), f"method={method}", f"data={pairs}",
+         "validation=", f"output={tmp_path / 'two'}", "max_steps=3", "crop=32", "batch_size=1",
+         "threads=1", "accelerator=cpu", "precision=32-true"],
         capture_output=True, text=True, timeout=240, cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_equal_parameters(pairs, tmp_path):
+    (tmp_path / "each.py").write_text(EACH_RANK)
+    run_in_two_processes(29518, pairs, tmp_path, "cfi", tmp_path / "each.py", tmp_path)
     first, second = ((tmp_path / f"rank{rank}").read_text() for rank in (0, 1))
     assert float(first) == pytest.approx(float(second), rel=1e-9)
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_network(pairs, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517",
-         str(ROOT / "training" / "train.py"), "method=caf", f"data={pairs}", "validation=",
-         f"output={tmp_path / 'two'}", "max_steps=3", "crop=32", "batch_size=1", "threads=1",
-         "accelerator=cpu", "precision=32-true"],
-        capture_output=True, text=True, timeout=240, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_in_two_processes(29517, pairs, tmp_path, "caf", ROOT / "training" / "train.py")
     record = json.loads((tmp_path / "two" / "run.json").read_text())
     assert record["steps"] == 3 and "x 2" in record["device"]
 

@@ -18,20 +18,19 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from torch import nn
 
 from analyse_interventions import treatment_effects
 from evaluate import Network, find_data
 from fusion_models import create_model
 from fusion_models.cfi.interventions import KINDS
 from fusion_models.data import PairFolder
-from fusion_models.evaluation import (
-    PairSet, SetResult, evaluate_set, find_sets, write_json,
-)  # fmt: skip
+from fusion_models.evaluation import PairSet, evaluate_set, find_sets, write_json
 from fusion_models.export import ExportInfo, export_onnx
 from fusion_models.settings import ConfigError, merge_settings, parse_arguments
 from fusion_models.trainer import Trainer, load_config, source_commit
@@ -81,23 +80,23 @@ def train(method: str, settings: list[str], folder: Path) -> dict:
     return json.loads(record.read_text())
 
 
-def measure(
-    method: str, record: dict, folder: Path, sets: list[PairSet]
-) -> tuple[list[SetResult], dict]:
-    """A trained row on the sets, as exported, and the effects by set if the method is cfi."""
+def load_row(method: str, record: dict, folder: Path) -> tuple[nn.Module, Network]:
+    """A trained row as PyTorch and, exported, as it would run on the robot."""
     model = create_model(method, **record["config"]["model"]).eval()
     model.load_state_dict(load_file(folder / "model.safetensors"))
     onnx = folder / f"{method}.onnx"
     if not onnx.is_file():
         export_onnx(model, onnx, ExportInfo(method))
-    network = Network(onnx, Fuser(load_engine(onnx, "onnxruntime")))
-    results = [evaluate_set(pair_set, {method: network}) for pair_set in sets]
-    more = {}
-    if method == "cfi":
-        for pair_set in sets:
-            pairs = PairFolder(pair_set.files[0][0].parent.parent, min(6, len(pair_set.files)))
-            more[pair_set.name] = treatment_effects(model, pairs)
-    return results, more
+    return model, Network(onnx, Fuser(load_engine(onnx, "onnxruntime")))
+
+
+def effects_of(model: nn.Module, sets: list[PairSet]) -> dict:
+    """Average treatment effects of cfi's interventions on the first pairs of each set."""
+    effects = {}
+    for pair_set in sets:
+        pairs = PairFolder(pair_set.files[0][0].parent.parent, min(6, len(pair_set.files)))
+        effects[pair_set.name] = treatment_effects(model, pairs)
+    return effects
 
 
 def markdown(table: dict[str, dict], sets: list[str]) -> str:
@@ -152,24 +151,27 @@ def main(arguments: list[str]) -> int:
         names = [name for name in config.sets.split(",") if name]
         sets = find_sets(data, names, config.limit)
         output = Path(config.output)
-        table, curves, measured = {}, {}, {s.name: [] for s in sets}
+        records, networks, effects = {}, {}, {}
         for name, settings in rows.items():
             folder = output / config.method / name.replace(" ", "_").replace("/", "_")
             print(f"== {config.method}: {name} ({' '.join(settings) or 'defaults'})", flush=True)
             record = train(config.method, [f"data={data}", *passed, *settings], folder)
-            curves[name] = record["curve"]
-            results, effects = measure(config.method, record, folder, sets)
-            means = {result.name: result.rows[-1].mean for result in results}
-            for result in results:
-                rules = () if measured[result.name] else result.rows[:-1]
-                measured[result.name] += [*rules, replace(result.rows[-1], method=name)]
-            table[name] = {
-                "settings": settings, "steps": record["steps"], "hours": record["hours"],
-                "loss_last": record["loss_last"], "sets": means, "effects": effects,
-            }  # fmt: skip
+            model, networks[name] = load_row(config.method, record, folder)
+            records[name] = record
+            effects[name] = effects_of(model, sets) if config.method == "cfi" else {}
+        results = [evaluate_set(pair_set, networks) for pair_set in sets]
     except ValueError as error:
         print(f"ablate.py: {error}", file=sys.stderr)
         return 2
+    means = {result.name: {row.method: row.mean for row in result.rows} for result in results}
+    table = {
+        name: {
+            "settings": rows[name], "steps": record["steps"], "hours": record["hours"],
+            "loss_last": record["loss_last"], "sets": {s: by[name] for s, by in means.items()},
+            "effects": effects[name],
+        }
+        for name, record in records.items()
+    }  # fmt: skip
     text = markdown(table, names)
     head = {
         "command": shlex.join(["python", "training/ablate.py", *arguments]),
@@ -178,9 +180,8 @@ def main(arguments: list[str]) -> int:
     }  # fmt: skip
     (output / f"{config.method}.json").write_text(json.dumps({**head, "rows": table}, indent=1) + "\n")
     (output / f"{config.method}.md").write_text(text)
-    each = [SetResult(name, tuple(rows)) for name, rows in measured.items()]
-    write_json(output / config.method / "evaluation.json", head, each)
-    draw_curves(curves, output / f"{config.method}.png")
+    write_json(output / config.method / "evaluation.json", head, results)
+    draw_curves({name: r["curve"] for name, r in records.items()}, output / f"{config.method}.png")
     print(text)
     return 0
 

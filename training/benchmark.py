@@ -40,6 +40,7 @@ from fusion_models.benchmark import (
 from fusion_models.export import reference_pair
 from fusion_models.settings import ConfigError, merge_settings
 from fusion_models.trainer import source_commit
+from fusion_ros.benchmark.machine import cpu_name
 from fusion_ros.inference import load_engine
 
 DEFAULTS = {
@@ -132,12 +133,8 @@ def on_cuda(model: torch.nn.Module, path: Path, pair, config) -> dict[str, Stage
 
 def host() -> dict:
     """What the figures were measured on, and how busy it was."""
-    cpu, info = platform.machine(), Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0].partition(":")[2].strip() if models else cpu
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",

@@ -53,6 +53,7 @@ from fusion_models.evaluation import (
 from fusion_models.report import Plate, write_report
 from fusion_models.settings import ConfigError, merge_settings
 from fusion_models.trainer import source_commit
+from fusion_ros.benchmark.machine import cpu_name
 from fusion_ros.fuser import Fuser
 from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.inference.engine import fp16_sibling
@@ -144,13 +145,8 @@ def find_data(data: str) -> Path:
 
 def host() -> dict:
     """What the figures were computed on; no names of persons or machines."""
-    model = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = [s for s in info.read_text().splitlines() if s.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
     cores = len(os.sched_getaffinity(0))
-    return {"cpu": model, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    return {"cpu": cpu_name(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
 
 
 def versions() -> dict[str, str]:

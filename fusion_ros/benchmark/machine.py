@@ -15,7 +15,9 @@ import onnxruntime
 
 import fusion_ros
 
-__all__ = ["Host", "Memory", "Versions", "busy_seconds", "cpu_seconds", "memory_of"]
+__all__ = [
+    "Host", "Memory", "Versions", "busy_seconds", "cpu_name", "cpu_seconds", "memory_of",
+]  # fmt: skip
 
 _PROC = Path("/proc")
 
@@ -38,13 +40,12 @@ class Host:
             name = platform.freedesktop_os_release().get("PRETTY_NAME", "")
         except OSError:
             name = platform.system()
-        board = _text(Path("/proc/device-tree/model")).strip("\0\n ")
-        cpu = _field(_text(_PROC / "cpuinfo"), "model name") or board or platform.machine()
+        board = _board()
         memory_kb = _field(_text(_PROC / "meminfo"), "MemTotal").split()
         nvidia = sorted(_PROC.glob("driver/nvidia/gpus/*/information"))
         gpus = [_field(_text(path), "Model") for path in nvidia]
         return cls(
-            cpu=cpu,
+            cpu=cpu_name(),
             cores=len(os.sched_getaffinity(0)),
             memory_gb=round(int(memory_kb[0]) / 2**20, 1) if memory_kb else 0.0,
             gpu=", ".join(gpus) or (board if "jetson" in board.lower() else ""),
@@ -95,6 +96,11 @@ class Memory:
     peak_mb: float
 
 
+def cpu_name() -> str:
+    """The processor's model; on ARM, which does not say, the board's, else the architecture."""
+    return _field(_text(_PROC / "cpuinfo"), "model name") or _board() or platform.machine()
+
+
 def cpu_seconds(pid: int) -> float:
     """Processor time that all threads of a process have taken; 0.0 if it is gone."""
     fields = _text(_PROC / str(pid) / "stat").rpartition(")")[2].split()
@@ -122,6 +128,10 @@ def memory_of(pid: int) -> Memory:
         return round(int((_field(status, name) or "0 kB").split()[0]) / 1024, 1)
 
     return Memory(mb("VmRSS"), mb("VmHWM"))
+
+
+def _board() -> str:
+    return _text(Path("/proc/device-tree/model")).strip("\0\n ")
 
 
 def _commit() -> str:
