@@ -36,6 +36,7 @@ TRAIN = [
     "onnxscript",
 ]
 TENSORRT = [
+    "onnx",
     "cuda-bindings; platform_machine == 'x86_64'",
     "tensorrt-rtx-cu13-libs; platform_machine == 'x86_64'",
     "tensorrt-rtx-cu13-bindings; platform_machine == 'x86_64'",

@@ -197,6 +197,9 @@ def operator_shares(
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
+        # As the runtime does: some operators are merged only where sizes are known.
+        for dimension, value in zip(("height", "width"), pair.shape[-2:]):
+            options.add_free_dimension_override_by_name(dimension, value)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])

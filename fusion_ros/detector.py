@@ -10,8 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fusion_ros.inference import Engine, EngineError
+from fusion_ros.inference import DeviceArray, Engine, EngineError, Rewrite
 from fusion_ros.inference.cache import default_cache_dir
+from fusion_ros.inference.image_graph import IMAGE, detect_in_images
 
 FREE_SIZE = 640
 """Input height and width, in pixels, of a model that leaves them free."""
@@ -79,7 +80,8 @@ class Detector:
 
     The model takes `[1, 3, H, W]` float32 RGB in [0, 1] and gives `[1, 4 + classes, N]` (centre,
     size and class scores; suppressed here, class by class) or, exported end to end,
-    `[1, N, 6]` (corners, score, class).
+    `[1, N, 6]` (corners, score, class). On a GPU the letterbox is part of the network's graph, and
+    an image that lies there already is read there.
 
     class_names: by class id; default the ONNX file's `names`, else COCO's 80.
     confidence, iou, classes (names to keep, empty for all) may be set at any time.
@@ -105,6 +107,28 @@ class Detector:
         self.iou = iou
         self.classes = list(classes)
         self._letterbox: Letterbox | None = None
+        self._images: Engine | None = None
+
+    def warmup(self, size: tuple[int, int]) -> None:
+        """Look at one black image of `size` (width, height), so that the first real one is fast."""
+        self.detect(np.zeros((size[1], size[0], 3), np.uint8))
+
+    def close(self) -> None:
+        """Free the networks; nothing runs afterwards."""
+        for engine in (self._images, self.engine):
+            if engine is not None:
+                engine.close()
+
+    @property
+    def running(self) -> Engine:
+        """What runs the network for images of the latest size."""
+        return self._images or self.engine
+
+    def image_form(self, size: tuple[int, int]) -> Rewrite:
+        """What makes the network one of camera images of `size` (height, width)."""
+        box = Letterbox.fit(size[::-1], self._canvas)
+        scaled, canvas, offset = box.scaled[::-1], self._canvas[::-1], (box.top, box.left)
+        return lambda model: detect_in_images(model, size, scaled, offset, canvas, PADDING)
 
     @property
     def confidence(self) -> float:
@@ -141,15 +165,23 @@ class Detector:
         self._classes = list(names)
         self._class_ids = np.array([ids[name] for name in names], np.int64)
 
-    def detect(self, bgr: np.ndarray) -> list[Detection]:
+    def detect(self, bgr: np.ndarray, on_device: DeviceArray | None = None) -> list[Detection]:
         """Objects in `bgr`, (H, W, 3) uint8, strongest first.
 
+        on_device: the same image on the GPU, which spares an upload where the network runs there.
         Raises ValueError for any other image, EngineError if the network fails.
         """
         if bgr.ndim != 3 or bgr.shape[2] != 3 or bgr.dtype != np.uint8 or not bgr.size:
             raise ValueError(f"the image must be (H, W, 3) uint8, got {bgr.shape} {bgr.dtype}")
-        self._load(bgr)
-        output = self.engine.run({self.engine.inputs[0].name: self._blob})
+        self._allocate((bgr.shape[1], bgr.shape[0]))
+        if self._images is None:
+            self._load(bgr)
+            output = self.engine.run({self.engine.inputs[0].name: self._blob})
+        elif on_device is not None and self._images.reads_device:
+            output = self._images.run({IMAGE: on_device})
+        else:
+            np.copyto(self._feeds[IMAGE][0], bgr)
+            output = self._images.run(self._feeds)
         boxes, scores, ids = self._decode(next(iter(output.values()))[0])
         corners = self._letterbox.to_source(boxes)
         return [
@@ -161,11 +193,20 @@ class Detector:
             )
         ]
 
-    def _load(self, bgr: np.ndarray) -> None:
-        """Letterbox `bgr` into the network's input, keeping the buffers while sizes stay."""
-        source = (bgr.shape[1], bgr.shape[0])
-        if self._letterbox is None or self._letterbox.source != source:
-            box = self._letterbox = Letterbox.fit(source, self._canvas)
+    def _allocate(self, source: tuple[int, int]) -> None:
+        """Have the letterbox, and the network or buffers, for images of `source` pixels."""
+        if self._letterbox is not None and self._letterbox.source == source:
+            return
+        box = Letterbox.fit(source, self._canvas)
+        if self._images is not None:
+            self._images.close()
+        self._images = None
+        if self.engine.device.startswith("CUDA"):
+            size = source[::-1]
+            self._images = self.engine.rewritten(self.image_form(size), size)
+        if self._images is not None:
+            self._feeds = self._images.buffers(*source[::-1])
+        else:
             width, height = box.scaled
             self._blob = np.full((1, 3, *self._canvas[::-1]), PADDING / 255, np.float32)
             self._inside = self._blob[
@@ -173,6 +214,11 @@ class Detector:
             ]
             self._resized = np.empty((height, width, 3), np.uint8)
             self._plane = np.empty((height, width), np.uint8)
+        self._letterbox = box
+
+    def _load(self, bgr: np.ndarray) -> None:
+        """Letterbox `bgr` into the network's input."""
+        source = (bgr.shape[1], bgr.shape[0])
         if source == self._letterbox.scaled:
             resized = bgr
         else:

@@ -223,7 +223,7 @@ class FuseNode(LifecycleNode):
         self._say_what_runs(self._pipeline.network)
 
     def _say_what_runs(self, network: Network) -> None:
-        self.get_logger().info(f"fusing by {network} on {network.fuser.engine.description}")
+        self.get_logger().info(f"fusing by {network} on {network.fuser.running.description}")
 
     def _say_once(self, text: str) -> None:
         # The same backends are passed over for every network.
@@ -537,12 +537,12 @@ class FuseNode(LifecycleNode):
 
     def _report(self, counts: PairingCounts) -> DiagnosticArray:
         monitor, pipeline = self._monitor.snapshot(), self._pipeline
-        engine = pipeline.network.fuser.engine
+        engine = pipeline.network.fuser.running
         detector = pipeline.detector
         values: dict[str, Any] = {
             "method": pipeline.network.method,
             "engine": engine.description,
-            "detector": detector.engine.description if detector else "none",
+            "detector": detector.running.description if detector else "none",
             "size": "{}x{}".format(*pipeline.rgb_size) if pipeline.rgb_size else "unknown",
             "processing_size": pipeline.network.fuser.processing_size,
             "fps": monitor.fps,

@@ -7,7 +7,8 @@ from time import perf_counter
 import cv2
 import numpy as np
 
-from fusion_ros.inference import Engine, EngineError
+from fusion_ros.inference import DeviceArray, Engine, EngineError, Rewrite
+from fusion_ros.inference.image_graph import FUSED, THERMAL, VISIBLE, fuse_images
 from fusion_ros.upsampling import GuidedUpsampler
 
 MULTIPLE, SMALLEST = 8, 32
@@ -40,17 +41,25 @@ class Fuser:
     kept per resolution, so that with `out` nothing of image size is allocated after the first
     frame. Not thread-safe.
 
+    On a GPU luminance, padding and colour are part of the network's graph (see `fuse_images`), so
+    that 8-bit images travel to it and back; results differ by two grey levels at most, since
+    nothing is rounded on the way.
+
     processing_size: longer side, in pixels, of what the network sees of larger images. Both
         luminances are made small, and the change is brought back up along the edges of both
-        (see `GuidedUpsampler`). 0 for the images' own size.
+        (see `GuidedUpsampler`), which the CPU does. 0 for the images' own size.
+    convert_on_gpu: False to convert on the CPU even if the network runs on a GPU.
     last_ms: milliseconds of the last `fuse` by stage: 'prepare', 'infer', 'colour', and between
-        the latter two 'upsample' if there is a `processing_size`.
+        the latter two 'upsample' if there is a `processing_size`. Conversions on the GPU are part
+        of 'infer', and copying images to and from its buffers is what is left of the others.
 
     Raises EngineError if the engine's model is no fusion model, ValueError for a
     `processing_size` below 0.
     """
 
-    def __init__(self, engine: Engine, processing_size: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, processing_size: int = 0, *, convert_on_gpu: bool = True
+    ) -> None:
         inputs = [spec.name for spec in engine.inputs]
         outputs = [spec.name for spec in engine.outputs]
         if sorted(inputs) != ["ir", "vi"] or outputs != ["fused"]:
@@ -65,6 +74,9 @@ class Fuser:
         stages = ("prepare", "infer", *(["upsample"] if processing_size else []), "colour")
         self.last_ms: dict[str, float] = dict.fromkeys(stages, 0.0)
         self._size: tuple[int, int] = (0, 0)
+        self._convert_on_gpu = convert_on_gpu and engine.device.startswith("CUDA")
+        self._images: Engine | None = None
+        self._images_size: tuple[int, int] = (0, 0)
 
     def warmup(self, size: tuple[int, int]) -> None:
         """Fuse one black pair of `size` (width, height), so that the first real one is fast."""
@@ -80,15 +92,60 @@ class Fuser:
         Raises ValueError for other shapes and dtypes, EngineError if the network fails.
         """
         start = perf_counter()
-        height, width = self._check_pair(thermal, visible_bgr)
+        size = self._check_pair(thermal, visible_bgr)
         if out is None:
             out = np.empty_like(visible_bgr, order="C")
         elif (out.shape, out.dtype, out.flags.c_contiguous) != (visible_bgr.shape, np.uint8, True):
             raise ValueError(
                 f"out must be contiguous uint8 {visible_bgr.shape}, got {out.dtype} {out.shape}"
             )
-        self._allocate(height, width)
-        cv2.cvtColor(visible_bgr, cv2.COLOR_BGR2YCrCb, dst=self._ycrcb)
+        self._allocate_images(*size)
+        if self._images is not None:
+            self._fuse_images(start, thermal, visible_bgr, out)
+        else:
+            self._fuse_arrays(start, thermal, visible_bgr, out)
+        return out
+
+    @property
+    def running(self) -> Engine:
+        """What runs the network for images of the latest size."""
+        return self._images or self.engine
+
+    def image_form(self, size: tuple[int, int]) -> Rewrite | None:
+        """What makes the network one of camera images of `size` (height, width).
+
+        None where it sees them at another size: then the CPU converts.
+        """
+        if processed_size(*size, self.processing_size) != size:
+            return None
+        return lambda model: fuse_images(model, size, padded_size(*size))
+
+    def on_device(self) -> DeviceArray | None:
+        """Where the GPU still has the image of the latest `fuse`, [1, H, W, 3] uint8 BGR."""
+        return self._images and self._images.on_device(FUSED)
+
+    def close(self) -> None:
+        """Free the networks; nothing runs afterwards."""
+        for engine in (self._images, self.engine):
+            if engine is not None:
+                engine.close()
+
+    def _fuse_images(
+        self, start: float, thermal: np.ndarray, visible: np.ndarray, out: np.ndarray
+    ) -> None:
+        np.copyto(self._image_feeds[THERMAL][0, 0], thermal)
+        np.copyto(self._image_feeds[VISIBLE][0], visible)
+        prepared = perf_counter()
+        fused = self._images.run(self._image_feeds)[FUSED]
+        inferred = perf_counter()
+        np.copyto(out, fused[0])
+        self._time(start, prepared, inferred, inferred)
+
+    def _fuse_arrays(
+        self, start: float, thermal: np.ndarray, visible: np.ndarray, out: np.ndarray
+    ) -> None:
+        self._allocate(*thermal.shape)
+        cv2.cvtColor(visible, cv2.COLOR_BGR2YCrCb, dst=self._ycrcb)
         cv2.extractChannel(self._ycrcb, 0, dst=self._luma)
         self._load(thermal, self._luma, 1 / 255)
         prepared = perf_counter()
@@ -100,12 +157,14 @@ class Fuser:
         cv2.convertScaleAbs(fused, dst=self._luma, alpha=255)
         cv2.insertChannel(self._luma, self._ycrcb, 0)
         cv2.cvtColor(self._ycrcb, cv2.COLOR_YCrCb2BGR, dst=out)
+        self._time(start, prepared, inferred, upsampled)
+
+    def _time(self, start: float, prepared: float, inferred: float, upsampled: float) -> None:
         self.last_ms["prepare"] = 1e3 * (prepared - start)
         self.last_ms["infer"] = 1e3 * (inferred - prepared)
         if self.processing_size:
             self.last_ms["upsample"] = 1e3 * (upsampled - inferred)
         self.last_ms["colour"] = 1e3 * (perf_counter() - upsampled)
-        return out
 
     def fuse_luminance(self, ir: np.ndarray, vi: np.ndarray) -> np.ndarray:
         """The fused luminance, for evaluation, of luminance alone: all (H, W) float32 in [0, 1].
@@ -131,6 +190,20 @@ class Fuser:
                 f"{thermal.shape}, got {visible.dtype} {visible.shape}: register thermal first"
             )
         return thermal.shape
+
+    def _allocate_images(self, height: int, width: int) -> None:
+        """Have the network that converts images of this size on the GPU, if it is to."""
+        size = (height, width)
+        if not self._convert_on_gpu or self._images_size == size:
+            return
+        if self._images is not None:
+            self._images.close()
+        self._images, self._images_size = None, size
+        rewrite = self.image_form(size)
+        if rewrite is not None:
+            self._images = self.engine.rewritten(rewrite, size)
+        if self._images is not None:
+            self._image_feeds = self._images.buffers(height, width)
 
     def _allocate(self, height: int, width: int) -> None:
         if self._size == (height, width):

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from fusion_ros.detector import Detection, Detector, default_detector_path
-from fusion_ros.fuser import Fuser, padded_size, processed_size
-from fusion_ros.inference import EngineError, load_engine
+from fusion_ros.fuser import Fuser
+from fusion_ros.inference import DeviceArray, EngineError, load_engine
 from fusion_ros.models import model_path
 from fusion_ros.monitor import Monitor
 from fusion_ros.parameters import Parameters
@@ -69,13 +69,11 @@ def load_network(
 
     Raises EngineError or ValueError saying what is missing and what to do.
     """
-    fused_at = size and processed_size(size[1], size[0], parameters.processing_size)
     engine = load_engine(
         # The float16 form lies beside the float32 one, and the engine chooses between them.
         model_path(parameters.method),
         parameters.backend,
-        fused_at and padded_size(*fused_at),
-        parameters.precision,
+        precision=parameters.precision,
         threads=parameters.threads,
         log=log,
     )
@@ -134,6 +132,7 @@ class Pipeline:
         self._registered_for: tuple | None = None
         self._rgb_size: Size | None = None
         self._buffers: dict[str, np.ndarray] = {}
+        self._on_device: DeviceArray | None = None
 
     def change(self, **changes: Parameters | Network | Detector | Intrinsics | None) -> None:
         """From the next frame on use other `parameters`, another `network`, `detector`,
@@ -147,7 +146,7 @@ class Pipeline:
             elif old.network is not self._setup.network and (
                 self._running is None or self._running.network is not old.network
             ):
-                old.network.fuser.engine.close()
+                old.network.fuser.close()
 
     @property
     def network(self) -> Network:
@@ -175,6 +174,7 @@ class Pipeline:
         Raises ValueError for images of another kind, EngineError if the network fails.
         """
         setup = self._take_over()
+        self._on_device = None
         if visible is not None:
             self._rgb_size = (visible.shape[1], visible.shape[0])
         size = self._rgb_size or (thermal.shape[1], thermal.shape[0])
@@ -195,31 +195,35 @@ class Pipeline:
             thermal = np.zeros(shape, np.uint8) if thermal is None else thermal
             visible = np.zeros((*shape, 3), np.uint8) if visible is None else visible
         setup.network.fuser.fuse(thermal, visible, fused)
+        self._on_device = setup.network.fuser.on_device()
         for stage, ms in setup.network.fuser.last_ms.items():
             self.monitor.stage(stage, ms)
         return fused
 
     def detect(self, fused: np.ndarray) -> list[Detection]:
-        """Objects in a fused image, strongest first. Raises EngineError if the network fails."""
+        """Objects in the image of the latest `fuse`, strongest first.
+
+        Raises EngineError if the network fails.
+        """
         setup = self._running
         if not (setup and setup.parameters.detect and setup.detector):
             return []
         with self.monitor.timed("detect"):
-            return setup.detector.detect(fused)
+            return setup.detector.detect(fused, self._on_device)
 
     def close(self) -> None:
         """Free the networks; nothing runs afterwards."""
         with self._lock:
             self._closed = True
             if self._running is not None and self._running.network is not self._setup.network:
-                self._running.network.fuser.engine.close()
+                self._running.network.fuser.close()
             self._free(self._setup)
 
     @staticmethod
     def _free(setup: _Setup) -> None:
         for part in (setup.network.fuser, setup.detector):
             if part is not None:
-                part.engine.close()
+                part.close()
 
     def _take_over(self) -> _Setup:
         if self._setup is self._running:
@@ -229,7 +233,7 @@ class Pipeline:
             old, new = self._running, self._setup
             self._running = new
         if old is not None and old.network is not new.network:
-            old.network.fuser.engine.close()
+            old.network.fuser.close()
         p = new.parameters
         if old is None or old.parameters is not p:
             gain = self._gain

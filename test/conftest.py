@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = {"fusion_ros", "fusion_models", "training", "support"}
+OURS = {"fusion_ros", "fusion_models", "training", "support", "made_up_gpu"}
 
 # Inherited by the nodes that tests start: other ROS traffic on this machine or network stays out.
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
@@ -24,6 +24,23 @@ def shared_data() -> Path:
     if not (path / "data").is_dir():
         pytest.skip(f"needs the image pairs of {path}, which is not there")
     return path
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A `MadeUpGpu` with a TensorRT, in place of what this machine has."""
+    from made_up_gpu import MadeUpGpu
+
+    from fusion_ros.inference import cuda, tensorrt
+
+    device = MadeUpGpu()
+    monkeypatch.setattr(cuda, "driver", lambda: device)
+    monkeypatch.setattr(cuda, "runtime", lambda: device)
+    monkeypatch.setattr(cuda, "device_name", lambda: "Made-up GPU")
+    monkeypatch.setattr(cuda, "compute_capability", lambda: "8.7")
+    monkeypatch.setattr(tensorrt, "import_library", lambda: device.library)
+    monkeypatch.setattr(tensorrt, "build", device.build)
+    return device
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

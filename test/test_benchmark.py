@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,16 @@ def test_the_script_writes_what_it_measured(tmp_path, capsys):
     assert len(figures["onnx_sha256"]) == 64 and figures["operators_ms"]["Conv"] > 0
     assert record["host"]["cores"] >= 1 and "torch" in record["versions"]
     assert "caf" in capsys.readouterr().out
+
+
+def test_whole_images_are_timed_on_a_gpu_by_who_converts_them(gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_fusion_onnx(tmp_path / "average.onnx")
+    config = SimpleNamespace(width=64, height=48, repeats=2)
+    timings = benchmark.on_images(path, config)
+    forms = [f"tensorrt_fp32_converted_by_{converter}" for converter in ("gpu", "cpu")]
+    assert list(timings) == forms and all(t.median_ms > 0 for t in timings.values())
+    assert len(gpu.built) == 2, "one network of images and one of floats"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ ROSDEP_KEYS = {
 OPTIONAL = {
     "cuda",
     "matplotlib",
+    "onnx",
     "tensorrt",
     "tensorrt_rtx",
     "tensorrt_rtx_bindings",

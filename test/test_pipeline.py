@@ -41,19 +41,14 @@ def test_a_pair_becomes_an_image_of_the_rgb_size_and_every_stage_is_timed(averag
     ("processing_size", "shape"), [(0, (480, 640)), (320, (240, 320)), (300, (232, 304))]
 )
 def test_an_engine_is_built_for_the_size_that_the_network_sees(
-    average, monkeypatch, processing_size, shape
+    average, gpu, monkeypatch, tmp_path, processing_size, shape
 ):
-    shapes = []
-
-    def record(onnx, backend, shape, precision, **options):
-        shapes.append(shape)
-        return load_engine(onnx, backend, shape, precision, **options)
-
-    monkeypatch.setattr("fusion_ros.pipeline.load_engine", record)
-    parameters = average.replace(processing_size=processing_size)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parameters = average.replace(processing_size=processing_size, backend="tensorrt")
     network = load_network(parameters, (640, 480), say_nothing)
+    assert gpu.built == [("average.onnx", shape)]
     load_network(parameters, None, say_nothing)
-    assert shapes == [shape, None]
+    assert len(gpu.built) == 1
     assert network.fits(parameters)
     assert not network.fits(parameters.replace(processing_size=200))
     assert not network.fits(parameters.replace(method="cfi"))

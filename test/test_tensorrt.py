@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support import pair, write_fusion_onnx
 
 from fusion_models import WEIGHTS_DIR
+from fusion_ros.detector import Detector
 from fusion_ros.fuser import Fuser
 from fusion_ros.inference import EngineError, cuda, load_engine, tensorrt
 from fusion_ros.inference import build as build_engine
+from fusion_ros.inference.engine import rewritten_files
 from fusion_ros.inference.tensorrt import Library, TensorRTEngine
 
 MODELS = sorted(WEIGHTS_DIR.glob("*.onnx"))
@@ -62,6 +62,25 @@ def test_the_detector_builds_for_rtx_gpus(rtx, shared_data, target):
     assert built.layers > 100 and len(built.data) > 1_000_000
 
 
+@pytest.mark.parametrize("onnx", MODELS, ids=lambda path: path.name)
+def test_every_shipped_model_builds_with_images_at_its_ends(rtx, onnx):
+    fuser = Fuser(load_engine(onnx, "onnxruntime_cpu"))
+    for size in ((480, 640), (333, 501)):  # the latter with padding
+        with rewritten_files(onnx, fuser.image_form(size), print) as path:
+            built = tensorrt.build(rtx, path, size, target="8.9")
+        assert built.layers > 0 and len(built.data) > 1000
+
+
+def test_the_detector_builds_with_images_at_its_end(rtx, shared_data):
+    onnx = shared_data / "weights/yolov8n_coco.onnx"
+    if not onnx.is_file():
+        pytest.skip(f"needs the detector {onnx}")
+    detector = Detector(load_engine(onnx, "onnxruntime_cpu"))
+    for size in ((480, 640), (1080, 1920)):  # the latter is resized
+        with rewritten_files(onnx, detector.image_form(size), print) as path:
+            assert tensorrt.build(rtx, path, size, target="8.9").layers > 100
+
+
 def test_a_model_with_an_unknown_operator_is_refused_with_its_name(rtx, tmp_path):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(write_fusion_onnx(tmp_path / "odd.onnx"))
@@ -107,151 +126,7 @@ def test_free_dimensions_take_the_size(shape, filled):
     assert tensorrt.static_shape(shape, (480, 640)) == filled
 
 
-# Running, against a GPU that is plain memory: a "device address" is a host address, and work put
-# on the stream while it is captured is done by each launch of the graph.
-
-
-class FakeCuda:
-    """As much of cuda.bindings.runtime as the engine calls."""
-
-    cudaHostAllocDefault, cudaStreamNonBlocking = 0, 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-
-    def __init__(self):
-        self.memory: dict[int, ctypes.Array] = {}
-        self.capturing: list | None = None
-        self.queue: list = []
-        self.launches = 0
-
-    def cudaGetDeviceCount(self):
-        return 0, 1
-
-    def enqueue(self, work):
-        (self.queue if self.capturing is None else self.capturing).append(work)
-        return (0,)
-
-    def cudaMalloc(self, size):
-        block = (ctypes.c_byte * size)()
-        self.memory[ctypes.addressof(block)] = block
-        return 0, ctypes.addressof(block)
-
-    def cudaHostAlloc(self, size, flags):
-        return self.cudaMalloc(size)
-
-    def cudaFree(self, address):
-        del self.memory[address]
-        return (0,)
-
-    cudaFreeHost = cudaFree
-
-    def cudaMemcpyAsync(self, target, source, size, kind, stream):
-        assert target in self.memory and source in self.memory
-        return self.enqueue(lambda: ctypes.memmove(target, source, size))
-
-    def cudaStreamCreateWithFlags(self, flags):
-        return 0, 7
-
-    def cudaStreamDestroy(self, stream):
-        return (0,)
-
-    def cudaStreamSynchronize(self, stream):
-        assert stream == 7 and self.capturing is None
-        for work in self.queue:
-            work()
-        self.queue = []
-        return (0,)
-
-    def cudaStreamBeginCapture(self, stream, mode):
-        self.capturing = []
-        return (0,)
-
-    def cudaStreamEndCapture(self, stream):
-        graph, self.capturing = self.capturing, None
-        return 0, graph
-
-    def cudaGraphInstantiate(self, graph, flags):
-        return 0, list(graph)
-
-    def cudaGraphDestroy(self, graph):
-        return (0,)
-
-    cudaGraphExecDestroy = cudaGraphDestroy
-
-    def cudaGraphLaunch(self, graph, stream):
-        self.launches += 1
-        self.queue += graph
-        return (0,)
-
-
-class FakeTensorRT:
-    """A TensorRT whose engines, 'HxW+offset', give the average of `ir` and `vi` plus an offset."""
-
-    __version__ = "10.3.0"
-
-    def __init__(self, gpu: FakeCuda):
-        self.gpu = gpu
-        self.ILogger = type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1})
-        self.capturable = True
-
-    def Runtime(self, logger):
-        def deserialize_cuda_engine(data):
-            if not data.startswith(b"fake "):
-                logger.log(1, "not an engine")
-                return None
-            size, offset = data[5:].split(b"+")
-            shape = (1, 1, *map(int, size.split(b"x")))
-            return SimpleNamespace(
-                get_tensor_shape=lambda name: shape,
-                create_execution_context=lambda: FakeContext(self, shape, float(offset)),
-            )
-
-        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
-
-
-class FakeContext:
-    def __init__(self, trt, shape, offset):
-        self.trt, self.shape, self.offset, self.addresses = trt, shape, offset, {}
-
-    def set_tensor_address(self, name, address):
-        assert address in self.trt.gpu.memory
-        self.addresses[name] = address
-
-    def execute_async_v3(self, stream):
-        if self.trt.gpu.capturing is not None and not self.trt.capturable:
-            return False
-
-        def tensor(name):
-            block = (ctypes.c_float * int(np.prod(self.shape))).from_address(self.addresses[name])
-            return np.frombuffer(block, np.float32)
-
-        def work():
-            tensor("fused")[:] = (tensor("ir") + tensor("vi")) / 2 + self.offset
-
-        self.trt.gpu.enqueue(work)
-        return True
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """A GPU and a TensorRT that are not there; `offset` is what FP16 engines are wrong by."""
-    device = FakeCuda()
-    device.offset, device.built = 0.0, []
-    library = Library(FakeTensorRT(device), "TensorRT")
-
-    def build(library, onnx, size, **settings):
-        device.built.append((onnx.name, size))
-        offset = device.offset if "fp16" in onnx.name else 0
-        return tensorrt.Build(b"fake %dx%d+%f" % (*size, offset), layers=3, seconds=0.1)
-
-    monkeypatch.setattr(cuda, "driver", lambda: device)
-    monkeypatch.setattr(cuda, "runtime", lambda: device)
-    monkeypatch.setattr(cuda, "device_name", lambda: "Made-up GPU")
-    monkeypatch.setattr(cuda, "compute_capability", lambda: "8.7")
-    monkeypatch.setattr(tensorrt, "import_library", lambda: library)
-    monkeypatch.setattr(tensorrt, "build", build)
-    device.library = library
-    return device
+# Running, against a made-up GPU
 
 
 def feeds(height=48, width=64, seed=0):
@@ -315,20 +190,20 @@ def test_a_new_size_is_built_when_it_comes_and_the_oldest_is_let_go(gpu, average
         frame = feeds(*size)
         np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
     assert [size for _, size in gpu.built] == sizes
-    assert len(gpu.memory) == 6 * tensorrt.KEPT_SIZES  # three tensors, on both ends
+    assert len(gpu.memory) == 4 * tensorrt.KEPT_SIZES  # inputs and outputs, on both ends
     engine.close()
     assert not gpu.memory
 
 
 def test_the_fuser_writes_straight_into_pinned_memory(gpu, average, tmp_path, monkeypatch):
     engine = load_engine(average, "tensorrt", cache_dir=tmp_path)
-    fuser = Fuser(engine)
+    fuser = Fuser(engine, convert_on_gpu=False)
     thermal, visible = pair(61, 43)
     expected = fuser.fuse(thermal, visible)
     monkeypatch.setattr(np, "copyto", lambda *arrays: pytest.fail("an input was copied"))
     assert (fuser.fuse(thermal, visible) == expected).all()
     engine.close()
-    assert len(gpu.memory) == 2, "what the fuser still holds stays valid"
+    assert len(gpu.memory) == 1, "what the fuser still holds stays valid"
     del fuser
     assert not gpu.memory
 
@@ -389,3 +264,16 @@ def test_a_real_gpu_gives_what_onnxruntime_gives(tmp_path):
             frame = feeds(96, 128, seed)
             error = np.abs(engine.run(frame)["fused"] - reference.run(frame)["fused"]).mean()
             assert error < limit, (onnx.name, seed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime_cuda"])
+def test_a_real_gpu_fuses_images_as_the_cpu_does(tmp_path, backend):
+    thermal, visible = pair(123, 77)
+    for onnx in MODELS:
+        fuser = Fuser(load_engine(onnx, backend, cache_dir=tmp_path))
+        expected = Fuser(load_engine(onnx, "onnxruntime_cpu")).fuse(thermal, visible)
+        for _ in range(2):
+            error = np.abs(fuser.fuse(thermal, visible).astype(int) - expected)
+        assert fuser.running is not fuser.engine, "converted by the CPU"
+        assert error.mean() < 2, onnx.name

@@ -7,7 +7,8 @@
 Settings as `key=value`: methods (names with commas; all), width, height, threads, repeats, weights
 (folder of `<method>.onnx` and `<method>.safetensors`), profile (times by operator), output (JSON;
 '' for none). With a CUDA GPU also PyTorch as a CUDA graph in float16 and onnxruntime's CUDA
-provider, upload and download apart. Prints a table; medians of interleaved runs, of which the
+provider, upload and download apart, and for each backend on the GPU a whole pair of images to the
+fused one, converted by the CPU and in the network's graph. Prints a table; medians of interleaved runs, of which the
 ratios hold on a busy machine too.
 """
 
@@ -19,9 +20,12 @@ import os
 import platform
 import sys
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import torch
 from safetensors.torch import load_file
@@ -30,6 +34,7 @@ from fusion_models import WEIGHTS_DIR, create_model, list_models
 from fusion_models.benchmark import (
     PAUSE,
     Stages,
+    Timing,
     count_work,
     interleaved,
     onnxruntime_cuda,
@@ -41,7 +46,8 @@ from fusion_models.export import reference_pair
 from fusion_models.settings import ConfigError, merge_settings
 from fusion_models.trainer import source_commit
 from fusion_ros.benchmark.machine import cpu_name
-from fusion_ros.inference import load_engine
+from fusion_ros.fuser import Fuser
+from fusion_ros.inference import PRECISIONS, EngineError, load_engine
 
 DEFAULTS = {
     "methods": "",
@@ -119,6 +125,7 @@ def measure(method: str, config) -> dict:
         figures["operators_ms"] = operator_shares(path, pair, config.threads)
     if torch.cuda.is_available():
         figures["cuda"] = {n: asdict(s) for n, s in on_cuda(model, path, pair, config).items()}
+    figures["images"] = {n: asdict(t) for n, t in on_images(path, config).items()}
     return figures
 
 
@@ -129,6 +136,25 @@ def on_cuda(model: torch.nn.Module, path: Path, pair, config) -> dict[str, Stage
             if file.is_file():
                 stages[f"onnxruntime_{name}"] = onnxruntime_cuda(file, pair, config.repeats)
     return stages
+
+
+def on_images(path: Path, config) -> dict[str, Timing]:
+    """Camera images to the fused image, by each GPU backend that runs and by what converts."""
+    rng = np.random.default_rng(0)
+    thermal = rng.integers(0, 256, (config.height, config.width), np.uint8)
+    visible = rng.integers(0, 256, (config.height, config.width, 3), np.uint8)
+    out = np.empty_like(visible)
+    forms = {}
+    for backend, precision in product(("tensorrt", "onnxruntime_cuda"), PRECISIONS):
+        try:
+            engine = load_engine(path, backend, precision=precision)
+        except EngineError:
+            continue
+        for converter in ("gpu", "cpu"):
+            fuser = Fuser(engine, convert_on_gpu=converter == "gpu")
+            name = f"{backend}_{precision}_converted_by_{converter}"
+            forms[name] = partial(fuser.fuse, thermal, visible, out)
+    return interleaved(forms, config.repeats)
 
 
 def host() -> dict:
@@ -157,6 +183,8 @@ def table(methods: dict[str, dict]) -> str:
         for form, stages in m.get("cuda", {}).items():
             times = ", ".join(f"{stage} {t['median_ms']:.3f}" for stage, t in stages.items())
             lines.append(f"{name:12}{form}: {times} ms")
+        for form, time in m["images"].items():
+            lines.append(f"{name:12}images, {form}: {time['median_ms']:.3f} ms")
         for operator, ms in m.get("operators_ms", {}).items():
             if ms >= 0.5:
                 lines.append(f"{name:12}{operator:24}{ms:8.1f} ms")

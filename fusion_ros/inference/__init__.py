@@ -5,9 +5,11 @@ from __future__ import annotations
 from fusion_ros.inference.engine import (
     BACKENDS,
     PRECISIONS,
+    DeviceArray,
     Engine,
     EngineError,
     ModelSpec,
+    Rewrite,
     TensorSpec,
     load_engine,
 )
@@ -15,9 +17,11 @@ from fusion_ros.inference.engine import (
 __all__ = [
     "BACKENDS",
     "PRECISIONS",
+    "DeviceArray",
     "Engine",
     "EngineError",
     "ModelSpec",
+    "Rewrite",
     "TensorSpec",
     "load_engine",
 ]

@@ -6,9 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from fusion_ros.fuser import padded_size, processed_size
-from fusion_ros.inference.engine import PRECISIONS, EngineError
-from fusion_ros.inference.tensorrt import WORKSPACE_MIB, TensorRTEngine, build, import_library
+from fusion_ros.detector import Detector
+from fusion_ros.fuser import Fuser, padded_size, processed_size
+from fusion_ros.inference.engine import PRECISIONS, Engine, EngineError, Size, rewritten_files
+from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine
+from fusion_ros.inference.tensorrt import (
+    WORKSPACE_MIB, Build, TensorRTEngine, build, import_library,
+)  # fmt: skip
 from fusion_ros.models import list_methods, model_path
 
 
@@ -36,32 +40,52 @@ def main(arguments: list[str] | None = None) -> int:
         "TensorRT-RTX but no GPU, and keeps nothing",
     )
     options = parser.parse_args(arguments)
-    fused_at = processed_size(options.height, options.width, options.processing_size)
-    size = padded_size(*fused_at)
+    size = (options.height, options.width)
     failed = False
     for model in options.models or list_methods():
         try:
             onnx = model_path(model, options.precision)
             if options.target:
-                built = build(
-                    import_library(), onnx, size, workspace_mib=options.workspace,
-                    target=options.target, log=print,
-                )
+                part = _part(OnnxRuntimeEngine(onnx, "CPU"), options.processing_size)
+                built = _prove(onnx, part, size, options)
                 print(
                     f"{onnx.name}: builds for {options.target}, {built.layers} layers, "
                     f"{len(built.data) / 1e6:.1f} MB, {built.seconds:.1f} s"
                 )
             else:
                 engine = TensorRTEngine(
-                    onnx, size, cache_dir=options.cache_dir, workspace_mib=options.workspace,
-                    log=print,
+                    onnx, cache_dir=options.cache_dir, workspace_mib=options.workspace, log=print
                 )
-                print(f"{onnx.name}: ready, {engine.description}")
-                engine.close()
+                part = _part(engine, options.processing_size)
+                part.warmup(size[::-1])
+                print(f"{onnx.name}: ready, {part.running.description}")
+                part.close()
         except (EngineError, ValueError) as error:
             print(f"{model}: {error}", file=sys.stderr)
             failed = True
     return int(failed)
+
+
+def _part(engine: Engine, processing_size: int) -> Fuser | Detector:
+    """What the node does with this network: the same engines are built for it here."""
+    if [spec.name for spec in engine.outputs] == ["fused"]:
+        return Fuser(engine, processing_size)
+    return Detector(engine)
+
+
+def _prove(onnx: Path, part: Fuser | Detector, size: Size, options: argparse.Namespace) -> Build:
+    rewrite = part.image_form(size)
+    if rewrite is None:
+        return _build(onnx, padded_size(*processed_size(*size, options.processing_size)), options)
+    with rewritten_files(onnx, rewrite, print) as path:
+        return _build(path or onnx, padded_size(*size), options)
+
+
+def _build(onnx: Path, size: Size, options: argparse.Namespace) -> Build:
+    library, workspace = import_library(), options.workspace
+    return build(
+        library, onnx, size, workspace_mib=workspace, target=options.target, log=print
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import numpy as np
@@ -73,32 +73,52 @@ def call(function: Callable, *arguments):
     return results[0] if results else None
 
 
-class PinnedArray:
-    """One array in host memory that the GPU copies from and to directly, and its device twin.
+class PinnedBlock:
+    """Arrays in one piece of host memory that the GPU copies directly, and their device twin.
 
-    host: the array, valid for as long as anything refers to it; device: address of as many
-    bytes on the GPU, valid for as long as this object lives.
+    hosts: the arrays by name, each valid for as long as anything refers to it; devices: addresses
+    on the GPU by name, valid for as long as this object lives.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    _ALIGNMENT = 256
+    """Of addresses that TensorRT takes."""
+
+    def __init__(self, specs: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
         cuda = self._cuda = runtime()
-        self.nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.device = call(cuda.cudaMalloc, self.nbytes)
-        weakref.finalize(self, cuda.cudaFree, self.device)
-        self._address = call(cuda.cudaHostAlloc, self.nbytes, cuda.cudaHostAllocDefault)
-        memory = (ctypes.c_byte * self.nbytes).from_address(int(self._address))
-        weakref.finalize(memory, cuda.cudaFreeHost, self._address)
-        self.host = np.frombuffer(memory, dtype).reshape(shape)
+        self._sizes = {
+            name: int(np.prod(shape)) * np.dtype(dtype).itemsize
+            for name, (shape, dtype) in specs.items()
+        }
+        steps = [size + -size % self._ALIGNMENT for size in self._sizes.values()]
+        offsets = dict(zip(specs, (sum(steps[:i]) for i in range(len(steps)))))
+        self._nbytes = sum(steps)
+        self._device = call(cuda.cudaMalloc, self._nbytes)
+        weakref.finalize(self, cuda.cudaFree, self._device)
+        self._host = call(cuda.cudaHostAlloc, self._nbytes, cuda.cudaHostAllocDefault)
+        memory = (ctypes.c_byte * self._nbytes).from_address(int(self._host))
+        weakref.finalize(memory, cuda.cudaFreeHost, self._host)
+        self.hosts = {
+            name: np.frombuffer(memory, dtype, int(np.prod(shape)), offsets[name]).reshape(shape)
+            for name, (shape, dtype) in specs.items()
+        }
+        self.devices = {name: int(self._device) + offset for name, offset in offsets.items()}
 
     def upload(self, stream) -> None:
-        self._copy(self.device, self._address, "cudaMemcpyHostToDevice", stream)
+        """All arrays to the GPU, by one copy."""
+        self._copy(self._device, self._host, self._nbytes, "cudaMemcpyHostToDevice", stream)
 
     def download(self, stream) -> None:
-        self._copy(self._address, self.device, "cudaMemcpyDeviceToHost", stream)
+        """All arrays from the GPU, by one copy."""
+        self._copy(self._host, self._device, self._nbytes, "cudaMemcpyDeviceToHost", stream)
 
-    def _copy(self, target: int, source: int, kind: str, stream) -> None:
+    def take(self, name: str, source: int, stream) -> None:
+        """One array from another place on the GPU."""
+        kind = "cudaMemcpyDeviceToDevice"
+        self._copy(self.devices[name], source, self._sizes[name], kind, stream)
+
+    def _copy(self, target: int, source: int, size: int, kind: str, stream) -> None:
         kind = getattr(self._cuda.cudaMemcpyKind, kind)
-        call(self._cuda.cudaMemcpyAsync, target, source, self.nbytes, kind, stream)
+        call(self._cuda.cudaMemcpyAsync, target, source, size, kind, stream)
 
 
 class Stream:

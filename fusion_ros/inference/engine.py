@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Log = Callable[[str], None]
+Size = tuple[int, int]
+"""Height and width in pixels."""
+Rewrite = Callable[["ModelProto"], "ModelProto"]
 
 BACKENDS = ("auto", "tensorrt", "onnxruntime", "onnxruntime_cuda", "onnxruntime_cpu", "null")
 PRECISIONS = ("fp32", "fp16")
@@ -15,6 +26,19 @@ PRECISIONS = ("fp32", "fp16")
 
 class EngineError(RuntimeError):
     """A model that cannot be loaded or run; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """A C-contiguous array in GPU memory, at `address`, until the engine that owns it runs again."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+Feeds = Mapping[str, "np.ndarray | DeviceArray"]
+"""Input name -> array of the input's shape and dtype; on the GPU only where `reads_device`."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +64,14 @@ class Engine(ABC):
 
     backend: 'tensorrt', 'onnxruntime' or 'null'; device: 'CPU' or 'CUDA:0 <GPU name>';
     precision: 'fp32' or 'fp16', of the arithmetic inside (inputs and outputs are float32).
-    All three tell what really runs, not what was asked for.
+    All three tell what really runs, not what was asked for. reads_device: whether `run` takes a
+    `DeviceArray` for an input.
     """
 
     backend: str
     device: str
     precision: str
+    reads_device = False
 
     def __init__(self, model: ModelSpec) -> None:
         self.model = model
@@ -69,8 +95,8 @@ class Engine(ABC):
         """One line on what really runs: library, version, provider or GPU, threads, precision."""
 
     @abstractmethod
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the model once on `feeds` (input name -> array of the input's shape and dtype).
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Run the model once on `feeds`.
 
         Returns output name -> array. The arrays are the engine's own buffers: they hold until
         the next `run`. Raises EngineError for feeds that do not fit, naming the tensor.
@@ -91,10 +117,23 @@ class Engine(ABC):
             for spec in self.inputs
         }
 
+    def on_device(self, output: str) -> DeviceArray | None:
+        """Where the GPU still has an output of the latest run; None if it has not."""
+        return None
+
+    def rewritten(self, rewrite: Rewrite, size: Size) -> Engine | None:
+        """The same kind of engine of a model that `rewrite` made of this one's.
+
+        For what pays on a GPU, such as conversion of images in the network's graph: None, with a
+        line in the log, where it cannot be had, and always for engines on the CPU.
+        size: (H, W) of what the rewritten model takes; it leaves no dimension free.
+        """
+        return None
+
     def close(self) -> None:
         """Free what the engine holds; it cannot run afterwards."""
 
-    def check(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def check(self, feeds: Feeds) -> dict[str, np.ndarray | DeviceArray]:
         """The feeds as C-contiguous arrays (copied only if they are not).
 
         Raises EngineError where a name, shape or dtype is not the model's.
@@ -114,7 +153,10 @@ class Engine(ABC):
                 raise EngineError(
                     f"input '{spec.name}' takes {spec.dtype} {shape}, got {array.dtype} {given}"
                 )
-            checked[spec.name] = np.ascontiguousarray(array)
+            on_device = isinstance(array, DeviceArray)
+            if on_device and not self.reads_device:
+                raise EngineError(f"input '{spec.name}' lies on the GPU: {self.backend} wants a copy")
+            checked[spec.name] = array if on_device else np.ascontiguousarray(array)
         return checked
 
 
@@ -132,6 +174,29 @@ def is_fp16(onnx: Path) -> bool:
     return onnx.name.endswith(".fp16.onnx")
 
 
+@contextmanager
+def rewritten_files(onnx: Path, rewrite: Rewrite, log: Log) -> Iterator[Path | None]:
+    """`onnx`, and its float32 form beside it, after `rewrite`, for as long as the context lasts.
+
+    None, with a line in the log, if the package onnx or the model does not allow it.
+    """
+    with TemporaryDirectory(prefix="fusion_ros_") as folder:
+        try:
+            from onnx import load, save
+
+            for path in {onnx, fp32_sibling(onnx)}:
+                if path.is_file():
+                    save(rewrite(load(path)), Path(folder) / path.name)
+        except ImportError:
+            log("images are converted on the CPU, not on the GPU: `pip install onnx` for the latter")
+            yield None
+        except EngineError as error:
+            log(f"images of {onnx.name} are converted on the CPU, not on the GPU: {error}")
+            yield None
+        else:
+            yield Path(folder) / onnx.name
+
+
 def load_engine(
     onnx: Path | str,
     backend: str = "auto",
@@ -140,7 +205,7 @@ def load_engine(
     *,
     threads: int = 0,
     cache_dir: Path | None = None,
-    log: Callable[[str], None] = lambda message: None,
+    log: Log = lambda message: None,
 ) -> Engine:
     """Load `onnx` into the engine that `backend` names.
 
@@ -177,7 +242,7 @@ def load_engine(
     def onnxruntime_cuda() -> Engine:
         from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(path, "CUDA")
+        return OnnxRuntimeEngine(path, "CUDA", log=log)
 
     def onnxruntime_cpu() -> Engine:
         from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine

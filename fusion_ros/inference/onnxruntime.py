@@ -10,7 +10,18 @@ import numpy as np
 import onnxruntime as ort
 
 from fusion_ros.inference import cuda
-from fusion_ros.inference.engine import Engine, EngineError, ModelSpec, TensorSpec, is_fp16
+from fusion_ros.inference.engine import (
+    Engine,
+    EngineError,
+    Feeds,
+    Log,
+    ModelSpec,
+    Rewrite,
+    Size,
+    TensorSpec,
+    is_fp16,
+    rewritten_files,
+)
 
 DTYPES = {
     "tensor(float)": np.float32,
@@ -25,19 +36,27 @@ DTYPES = {
 class OnnxRuntimeEngine(Engine):
     """`onnx` on `provider`, 'CUDA' or 'CPU'. Raises EngineError where the provider cannot run.
 
-    Outputs go to buffers kept for as long as the input shapes stay the same.
+    What runs is optimised for one size of the inputs, and made anew, in some 10 ms, when another
+    comes: with sizes left free baffm takes a sixth longer. Outputs go to buffers kept as long.
     """
 
     backend = "onnxruntime"
 
-    def __init__(self, onnx: Path, provider: str, threads: int = 0) -> None:
+    def __init__(
+        self, onnx: Path, provider: str, threads: int = 0, log: Log = lambda message: None
+    ) -> None:
+        self._onnx = onnx
         self._provider = f"{provider}ExecutionProvider"
         self._threads = threads or len(os.sched_getaffinity(0))
-        self._session = _session(onnx, self._provider, self._threads)
-        super().__init__(_spec(self._session))
+        self._log = log
+        # Only shows that the provider runs and what the model is.
+        session = _session(onnx, self._provider, self._threads, optimise=False)
+        super().__init__(_spec(session))
+        self._named = {tensor.name: tensor.shape for tensor in session.get_inputs()}
         self.precision = "fp16" if is_fp16(onnx) else "fp32"
         self.device = "CPU" if provider == "CPU" else f"CUDA:0 {cuda.device_name()}"
-        self._binding = self._session.io_binding()
+        self._session: ort.InferenceSession | None = None
+        self._binding: ort.IOBinding | None = None
         self._shapes: tuple[tuple[int, ...], ...] | None = None
         self._results: dict[str, np.ndarray] = {}
 
@@ -46,25 +65,34 @@ class OnnxRuntimeEngine(Engine):
         runs_on = f"{self._threads} threads" if self.device == "CPU" else self.device
         return f"onnxruntime {ort.__version__} {self._provider}, {runs_on}, {self.precision}"
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         feeds = self.check(feeds)
         shapes = tuple(array.shape for array in feeds.values())
         try:
             if shapes != self._shapes:
-                self._learn_outputs(feeds, shapes)
+                self._start(feeds, shapes)
             else:
                 for name, array in feeds.items():
                     self._bind(self._binding.bind_input, name, array)
                 self._session.run_with_iobinding(self._binding)
+        except EngineError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise EngineError(f"onnxruntime could not run the model: {error}") from error
         return self._results
 
-    def _learn_outputs(
-        self, feeds: dict[str, np.ndarray], shapes: tuple[tuple[int, ...], ...]
-    ) -> None:
+    def _start(self, feeds: dict[str, np.ndarray], shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Run once, for the first time with inputs of these shapes."""
+        sizes = {
+            dimension: size
+            for name, array in feeds.items()
+            for dimension, size in zip(self._named[name], array.shape)
+            if isinstance(dimension, str)
+        }
+        session = _session(self._onnx, self._provider, self._threads, sizes)
         # The shape of an output with free dimensions is known only once the model has run.
-        arrays = self._session.run(None, feeds)
+        arrays = session.run(None, feeds)
+        self._session, self._binding = session, session.io_binding()
         self._results = {s.name: array for s, array in zip(self.outputs, arrays)}
         for name, array in self._results.items():
             self._bind(self._binding.bind_output, name, array)
@@ -76,7 +104,14 @@ class OnnxRuntimeEngine(Engine):
         bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def close(self) -> None:
-        self._binding = self._session = None
+        self._binding = self._session = self._shapes = None
+
+    def rewritten(self, rewrite: Rewrite, size: Size) -> Engine | None:
+        # On the CPU OpenCV converts as fast as onnxruntime's kernels do.
+        if self.device == "CPU":
+            return None
+        with rewritten_files(self._onnx, rewrite, self._log) as onnx:
+            return onnx and OnnxRuntimeEngine(onnx, "CUDA", self._threads, self._log)
 
 
 def read_spec(onnx: Path) -> ModelSpec:
@@ -103,8 +138,13 @@ def _spec(session: ort.InferenceSession) -> ModelSpec:
 
 
 def _session(
-    onnx: Path, provider: str, threads: int, optimise: bool = True
+    onnx: Path,
+    provider: str,
+    threads: int,
+    sizes: Mapping[str, int] | None = None,
+    optimise: bool = True,
 ) -> ort.InferenceSession:
+    """sizes: of the model's free dimensions, by name, where they are known."""
     if provider not in ort.get_available_providers():
         raise EngineError(
             f"this onnxruntime {ort.__version__} has no {provider}: for an NVIDIA GPU replace it, "
@@ -119,6 +159,8 @@ def _session(
     # Threads that wait busily take the cores from the cameras and DDS, and from each other:
     # on two shared cores a network took 1.5 times as long and twice the CPU time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for dimension, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(dimension, size)
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # float32 means float32 in every backend; otherwise CUDA rounds factors to 10 bits (TF32).

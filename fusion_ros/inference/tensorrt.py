@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,17 +21,21 @@ import numpy as np
 from fusion_ros.inference import cuda
 from fusion_ros.inference.cache import CachedEngine, EngineCache, EngineKey, default_cache_dir
 from fusion_ros.inference.engine import (
+    DeviceArray,
     Engine,
     EngineError,
+    Feeds,
+    Log,
     ModelSpec,
+    Rewrite,
+    Size,
+    TensorSpec,
     fp32_sibling,
     is_fp16,
+    rewritten_files,
 )
+from fusion_ros.inference.image_graph import FUSED
 from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine, read_spec
-
-Log = Callable[[str], None]
-Size = tuple[int, int]
-"""Height and width of the network's inputs, in pixels."""
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 WORKSPACE_MIB = 1024
@@ -258,11 +262,13 @@ class TensorRTEngine(Engine):
     """`onnx` on the first NVIDIA GPU. Raises EngineError if there is none or no TensorRT.
 
     One engine is built and kept for each input size, cached on disk; with `shape` the first is
-    built at once. An FP16 model is compared with its float32 sibling when it is built, and gives
-    way to it above FP16_LIMIT.
+    built at once, else with the first run. For a model that leaves nothing free, `shape` is only
+    the size that it is called by. An FP16 model is compared with its float32 sibling when it is
+    built, and gives way to it above FP16_LIMIT.
     """
 
     backend = "tensorrt"
+    reads_device = True
 
     def __init__(
         self,
@@ -292,9 +298,12 @@ class TensorRTEngine(Engine):
         self._log = log
         self._programs: dict[Size, Program] = {}
         self._use(onnx)
-        fixed = None not in self.inputs[0].shape
-        if fixed or shape is not None:
-            self._program(self.inputs[0].shape[-2:] if fixed else shape)
+        self._fixed: Size | None = None
+        if not any(None in spec.shape for spec in self.inputs):
+            self._fixed = shape or self.inputs[0].shape[-2:]
+        self._latest: Program | None = None
+        if shape:
+            self._program(shape)
 
     @property
     def description(self) -> str:
@@ -302,15 +311,35 @@ class TensorRTEngine(Engine):
         return ", ".join((self._library.description, self.device, self.precision, *sizes))
 
     def buffers(self, height: int, width: int) -> dict[str, np.ndarray]:
-        program = self._program((height, width))
-        return {name: array.host for name, array in program.inputs.items()}
+        return dict(self._program(self._fixed or (height, width)).inputs.hosts)
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         feeds = self.check(feeds)
-        return self._program(feeds[self.inputs[0].name].shape[-2:]).run(feeds)
+        self._latest = self._program(self._fixed or feeds[self.inputs[0].name].shape[-2:])
+        return self._latest.run(feeds)
+
+    def on_device(self, output: str) -> DeviceArray | None:
+        return self._latest and self._latest.on_device(output)
+
+    def rewritten(self, rewrite: Rewrite, size: Size) -> Engine | None:
+        with rewritten_files(self._onnx, rewrite, self._log) as onnx:
+            if onnx is None:
+                return None
+            try:
+                return TensorRTEngine(
+                    onnx,
+                    size,
+                    cache_dir=self._cache.folder,
+                    workspace_mib=self._workspace_mib,
+                    log=self._log,
+                )
+            except EngineError as error:
+                self._log(f"images of {onnx.name} are converted on the CPU: {error}")
+                return None
 
     def close(self) -> None:
         self._programs.clear()
+        self._latest = None
 
     def _use(self, onnx: Path) -> None:
         self._onnx = onnx
@@ -370,33 +399,40 @@ class TensorRTEngine(Engine):
         return CachedEngine(built.data, self._fp16_error(built.data, size))
 
     def _fp16_error(self, data: bytes, size: Size) -> float | None:
-        """Mean absolute difference of `fused` from float32 on a made-up pair; None without one.
+        """Mean absolute difference of the fused image from float32, on a made-up pair; None for
+        models that do not fuse.
 
         The float32 output is onnxruntime's on the CPU: a reference of other code and hardware.
         """
         reference = fp32_sibling(self._onnx)
-        fuses = [spec.name for spec in self.outputs] == ["fused"]  # others have other ranges
-        if not (is_fp16(self._onnx) and fuses and reference.is_file()):
+        fused = self.outputs[0]  # others have other ranges
+        if not (is_fp16(self._onnx) and fused.name in ("fused", FUSED) and reference.is_file()):
             return None
         program = Program(self._library, self.model, data)
         feeds = {
-            name: _reference_image(array.host.shape, seed)
-            for seed, (name, array) in enumerate(program.inputs.items())
+            name: _reference_image(array.shape, array.dtype, seed)
+            for seed, (name, array) in enumerate(program.inputs.hosts.items())
         }
-        got = program.run(feeds)
-        wanted = OnnxRuntimeEngine(reference, "CPU").run(feeds)
-        return float(np.abs(got["fused"] - wanted["fused"]).mean())
+        got = program.run(feeds)[fused.name]
+        wanted = OnnxRuntimeEngine(reference, "CPU").run(feeds)[fused.name]
+        return float(np.abs(np.subtract(got, wanted, dtype=np.float32)).mean()) / _white(got.dtype)
 
 
-def _reference_image(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """`[1, 1, H, W]` float32 in [0, 1] with detail at all scales, the same for each `seed`."""
+def _reference_image(shape: tuple[int, ...], dtype: np.dtype, seed: int) -> np.ndarray:
+    """[1, 1, H, W] or [1, H, W, 3] with detail at all scales, the same for each `seed`."""
     rng = np.random.default_rng(seed)
-    height, width = shape[-2:]
+    height, width = shape[1:3] if shape[-1] == 3 else shape[2:]
     plane = np.zeros((height, width), np.float32)
     for cells, weight in ((4, 0.5), (16, 0.3), (64, 0.15), (max(height, width), 0.05)):
         coarse = rng.random((min(cells, height), min(cells, width)), np.float32)
         plane += weight * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return cv2.normalize(plane, None, 0, 1, cv2.NORM_MINMAX).reshape(shape)
+    plane = cv2.normalize(plane, None, 0, _white(dtype), cv2.NORM_MINMAX)
+    colours = shape[-1] if shape[-1] == 3 else 1
+    return np.repeat(plane, colours).reshape(shape).astype(dtype)
+
+
+def _white(dtype: np.dtype) -> float:
+    return 255.0 if dtype == np.uint8 else 1.0
 
 
 class Program:
@@ -424,10 +460,10 @@ class Program:
         if self._context is None:
             raise library.fail("has not the GPU memory to run the engine")
         self._stream = cuda.Stream()
-        self.inputs = {spec.name: self._allocate(spec) for spec in model.inputs}
-        self.outputs = {spec.name: self._allocate(spec) for spec in model.outputs}
-        self._results = {name: array.host for name, array in self.outputs.items()}
+        self.inputs = self._allocate(model.inputs)
+        self.outputs = self._allocate(model.outputs)
         # Once without a graph: TensorRT finishes its preparations in the first run.
+        self.inputs.upload(self._stream.handle)
         self._enqueue()
         self._stream.synchronize()
         try:
@@ -439,17 +475,29 @@ class Program:
         if compiled is not None and cache is not None:
             cache.write(kernels, bytes(compiled.serialize()))
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Outputs by name, in pinned memory that the next run overwrites."""
-        for name, array in self.inputs.items():
-            if feeds[name] is not array.host:
-                np.copyto(array.host, feeds[name])
+        for name, host in self.inputs.hosts.items():
+            feed = feeds[name]
+            if feed is not host and not isinstance(feed, DeviceArray):
+                np.copyto(host, feed)
+        # Not in the graph, since what lies on the GPU already is to stay there.
+        there = {name: feed for name, feed in feeds.items() if isinstance(feed, DeviceArray)}
+        if len(there) < len(self.inputs.hosts):
+            self.inputs.upload(self._stream.handle)
+        for name, feed in there.items():
+            self.inputs.take(name, feed.address, self._stream.handle)
         if self._captured:
             self._stream.replay()
         else:
             self._enqueue()
         self._stream.synchronize()
-        return self._results
+        return self.outputs.hosts
+
+    def on_device(self, output: str) -> DeviceArray:
+        """An output of the latest run, where it lies until the next."""
+        host = self.outputs.hosts[output]
+        return DeviceArray(self.outputs.devices[output], host.shape, host.dtype)
 
     def _create_context(self, kernels: Path | None):
         """An execution context, and TensorRT-RTX's runtime cache behind it (else None)."""
@@ -462,15 +510,15 @@ class Program:
         config.set_runtime_cache(compiled)
         return self._engine.create_execution_context(config), compiled
 
-    def _allocate(self, spec) -> cuda.PinnedArray:
-        array = cuda.PinnedArray(tuple(self._engine.get_tensor_shape(spec.name)), spec.dtype)
-        self._context.set_tensor_address(spec.name, array.device)
-        return array
+    def _allocate(self, specs: tuple[TensorSpec, ...]) -> cuda.PinnedBlock:
+        block = cuda.PinnedBlock(
+            {s.name: (tuple(self._engine.get_tensor_shape(s.name)), s.dtype) for s in specs}
+        )
+        for name, address in block.devices.items():
+            self._context.set_tensor_address(name, address)
+        return block
 
     def _enqueue(self) -> None:
-        for array in self.inputs.values():
-            array.upload(self._stream.handle)
         if not self._context.execute_async_v3(int(self._stream.handle)):
             raise self._library.fail("could not run the network")
-        for array in self.outputs.values():
-            array.download(self._stream.handle)
+        self.outputs.download(self._stream.handle)
