@@ -144,10 +144,11 @@ def _plan(options: argparse.Namespace, parameters: Parameters) -> Plan:
     else:
         sizes = SIZES
     network = load_network(parameters, None, lambda text: None)
-    found_s = 0.0
+    names, found_s = f"{network.method} takes", 0.0
     if parameters.detector or default_detector_path().is_file():
         detector = load_detector(parameters, lambda text: None)
-        found_s = _seconds(lambda: detector.detect(np.zeros((480, 640, 3), np.uint8)))
+        found_s = _seconds(lambda: detector.warmup((640, 480)))
+        names = f"{network.method} and the detector take"
     enough = options.rate or (options.pairs or PAIRS) / LONGEST_S
     for size in sizes:
         spent = found_s + _seconds(lambda: network.fuser.warmup(size))
@@ -162,7 +163,7 @@ def _plan(options: argparse.Namespace, parameters: Parameters) -> Plan:
         options.pairs or max(PAIRS, tour),
     )
     print(
-        f"{network.method} and the detector take {1e3 * spent:.0f} ms at {size[0]}x{size[1]} here: "
+        f"{names} {1e3 * spent:.0f} ms at {size[0]}x{size[1]} here: "
         f"{plan.pairs} pairs at {rate:.1f} per second, {plan.duration_s:.0f} s"
         + (", too many to follow" if spent * rate > 1 else ""),
         flush=True,
@@ -356,6 +357,7 @@ class Recorder(Node):
             fps=float(values["mean_fps"]),
             latency_ms={p: float(values[f"latency_{p}_ms"]) for p in ("p50", "p95", "p99")},
             stage_ms=report.stage_ms,
+            detector=values["detector"],
             detections=count("detections"),
             streams=streams,
         )
@@ -366,7 +368,8 @@ class Summary:
     """What `summary.json` says; counts without a stream are those of RGB frames.
 
     latency_ms: from the header stamp until all of a frame is published. fps: of fused frames,
-    from the first to the last. streams: what became of each camera's frames.
+    from the first to the last. detector: what runs it, or 'none'. streams: what became of each
+    camera's frames.
     """
 
     method: str
@@ -385,6 +388,7 @@ class Summary:
     fps: float
     latency_ms: dict[str, float]
     stage_ms: dict[str, float]
+    detector: str
     detections: int
     streams: dict[str, dict[str, int]]
 
@@ -405,7 +409,9 @@ class Summary:
             "frames per second": f"{self.fps:.2f}",
             "latency, ms": f"{latency} (p50 / p95 / p99, stamp to publish)",
             "stages, ms": stages,
-            "detections": f"{self.detections}",
+            "detections": "none looked for: `make detector` gets a detector"
+            if self.detector == "none"
+            else f"{self.detections}",
         }
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())

@@ -17,7 +17,7 @@ from fusion_ros.processes import Child, ProcessError
 
 KEYS = (
     "method engine width height frames_thermal frames_rgb paired too_far missing stale displaced "
-    "rejected fused fps latency_ms stage_ms detections streams"
+    "rejected fused fps latency_ms stage_ms detector detections streams"
 ).split()
 
 
@@ -50,6 +50,18 @@ def test_a_process_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
         time.sleep(0.05)
     with pytest.raises(ProcessError, match="(?s)fuse_node ended with status 1.*choose one of"):
         child.check(may_end=True)
+
+
+@pytest.mark.parametrize(
+    ("detector", "says"), [("none", "none looked for: `make detector`"), ("onnxruntime", "0")]
+)
+def test_no_detector_is_not_taken_for_nothing_found(detector, says):
+    pytest.importorskip("rclpy")
+    from fusion_ros.demo import Summary
+
+    values = dict.fromkeys(KEYS, 0) | {"latency_ms": {}, "stage_ms": {}, "streams": {}}
+    summary = Summary(**values | {"detector": detector})
+    assert str(summary).splitlines()[-1].split(maxsplit=1)[1].startswith(says)
 
 
 @pytest.mark.slow

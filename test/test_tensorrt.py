@@ -238,6 +238,43 @@ def test_fp16_that_is_far_from_float32_gives_way_to_it_for_good(
     assert sum(f"differs from float32 by {said}" in line for line in lines) == 2
 
 
+@pytest.fixture
+def turing(gpu, monkeypatch):
+    """A GPU for which float32 models cannot be built."""
+
+    def build(library, onnx, size, **settings):
+        if "fp16" not in onnx.name:
+            raise EngineError("FP32 GEMM is not supported")
+        return gpu.build(library, onnx, size, **settings)
+
+    monkeypatch.setattr(tensorrt, "build", build)
+    return gpu
+
+
+def test_a_float32_model_that_cannot_be_built_gives_way_to_float16(turing, half, tmp_path):
+    lines = []
+    engine = load_engine(half, "tensorrt", (48, 64), cache_dir=tmp_path, log=lines.append)
+    assert engine.precision == "fp16"
+    assert any("FP32 GEMM" in line and "using the float16 model" in line for line in lines)
+    frame = feeds()
+    np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+    fuser = Fuser(load_engine(half, "tensorrt", cache_dir=tmp_path))
+    fuser.warmup((64, 48))
+    assert fuser.running.precision == "fp16" and fuser.running is not fuser.engine
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_two_models_of_which_none_will_do_are_an_error(turing, half, tmp_path, precision):
+    turing.offset = 1.0
+    with pytest.raises(EngineError, match="FP32 GEMM"):
+        load_engine(half, "tensorrt", (48, 64), precision, cache_dir=tmp_path)
+
+
+def test_a_float32_model_without_a_float16_form_is_an_error(turing, average, tmp_path):
+    with pytest.raises(EngineError, match="FP32 GEMM"):
+        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+
+
 def test_a_gpu_that_tensorrt_rtx_does_not_know_is_told(gpu, rtx, average, monkeypatch):
     monkeypatch.setattr(tensorrt, "import_library", lambda: rtx)
     monkeypatch.setattr(cuda, "compute_capability", lambda: "9.0")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -57,7 +58,12 @@ def _compare(args: list[str]) -> int:
     parser.add_argument("a", metavar="A.json")
     parser.add_argument("b", metavar="B.json")
     options = parser.parse_args(args)
-    print(compare(_read(options.a), _read(options.b)))
+    text = compare(_read(options.a), _read(options.b))
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # `| head` has read enough; Python would write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

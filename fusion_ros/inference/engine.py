@@ -176,7 +176,7 @@ def is_fp16(onnx: Path) -> bool:
 
 @contextmanager
 def rewritten_files(onnx: Path, rewrite: Rewrite, log: Log) -> Iterator[Path | None]:
-    """`onnx`, and its float32 form beside it, after `rewrite`, for as long as the context lasts.
+    """`onnx`, and its form of the other precision, after `rewrite`, while the context lasts.
 
     None, with a line in the log, if the package onnx or the model does not allow it.
     """
@@ -184,7 +184,7 @@ def rewritten_files(onnx: Path, rewrite: Rewrite, log: Log) -> Iterator[Path | N
         try:
             from onnx import load, save
 
-            for path in {onnx, fp32_sibling(onnx)}:
+            for path in {onnx, fp32_sibling(onnx), fp16_sibling(onnx)}:
                 if path.is_file():
                     save(rewrite(load(path)), Path(folder) / path.name)
         except ImportError:

@@ -30,6 +30,7 @@ from fusion_ros.inference.engine import (
     Rewrite,
     Size,
     TensorSpec,
+    fp16_sibling,
     fp32_sibling,
     is_fp16,
     rewritten_files,
@@ -154,7 +155,7 @@ def build(
             library.logger.errors.append(
                 f"{error.node_operator()} '{error.node_name()}': {error.desc()}"
             )
-        raise library.fail(f"cannot parse {onnx}")
+        raise library.fail(f"cannot parse {onnx.name}")
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         tensor.shape = static_shape(tuple(tensor.shape), size)
@@ -166,7 +167,7 @@ def build(
     with _timing_cache(library, config, cache), _progress(trt, config, onnx.name, log):
         data = builder.build_serialized_network(network, config)
     if data is None:
-        raise library.fail(f"cannot build {onnx}")
+        raise library.fail(f"cannot build {onnx.name}")
     return Build(bytes(data), network.num_layers, monotonic() - start)
 
 
@@ -264,7 +265,8 @@ class TensorRTEngine(Engine):
     One engine is built and kept for each input size, cached on disk; with `shape` the first is
     built at once, else with the first run. For a model that leaves nothing free, `shape` is only
     the size that it is called by. An FP16 model is compared with its float32 sibling when it is
-    built, and gives way to it above FP16_LIMIT.
+    built, and gives way to it above FP16_LIMIT. A float32 model that cannot be built (for Turing
+    TensorRT-RTX has no float32 matrix products) gives way to its FP16 sibling, if there is one.
     """
 
     backend = "tensorrt"
@@ -297,6 +299,7 @@ class TensorRTEngine(Engine):
         self._workspace_mib = workspace_mib
         self._log = log
         self._programs: dict[Size, Program] = {}
+        self._given_up: set[Path] = set()
         self._use(onnx)
         self._fixed: Size | None = None
         if not any(None in spec.shape for spec in self.inputs):
@@ -364,19 +367,32 @@ class TensorRTEngine(Engine):
             height=size[0],
             width=size[1],
         )
-        engine, program = self._cache.get(
-            key, lambda: self._build(size), lambda engine: (engine, self._start(engine, key))
-        )
+        try:
+            engine, program = self._cache.get(
+                key, lambda: self._build(size), lambda engine: (engine, self._start(engine, key))
+            )
+        except EngineError as error:
+            half = fp16_sibling(self._onnx)
+            if is_fp16(self._onnx) or half in self._given_up or not half.is_file():
+                raise
+            self._log(f"{self._onnx.name} does not run here, using the float16 model: {error}")
+            self._give_way(half)
+            return self._load(size)
         # Negated, since float16 that overflows gives NaN.
         if engine.fp16_error is not None and not engine.fp16_error <= FP16_LIMIT:
             self._log(
                 f"{self._onnx.name} differs from float32 by {255 * engine.fp16_error:.1f}/255 on "
                 f"this GPU (allowed {255 * FP16_LIMIT:.0f}/255): using the float32 model"
             )
-            self._use(fp32_sibling(self._onnx))
-            self._programs.clear()
+            self._give_way(fp32_sibling(self._onnx))
             return self._load(size)
         return program
+
+    def _give_way(self, onnx: Path) -> None:
+        """Go on with `onnx`, for good."""
+        self._given_up.add(self._onnx)
+        self._use(onnx)
+        self._programs.clear()
 
     def _start(self, engine: CachedEngine, key: EngineKey) -> Program:
         kernels = self._cache.folder / f"{key.filename}.kernels"
