@@ -16,7 +16,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from fusion_ros.fastdds import PROFILE_VARIABLE
-from fusion_ros.inference import BACKENDS
+from fusion_ros.inference import BACKENDS, PRECISIONS
 from fusion_ros.models import list_methods
 from fusion_ros.parameters import QOS
 
@@ -45,6 +45,8 @@ def arguments() -> list[DeclareLaunchArgument]:
                 description="find objects in the fused image"),
         declare("backend", default_value="", choices=["", *BACKENDS],
                 description="what runs the networks"),
+        declare("precision", default_value="", choices=["", *PRECISIONS],
+                description="arithmetic of the fusion network"),
         declare("processing_size", default_value="",
                 description="longer side at which images are fused, px; 0 for their own size"),
         declare("qos", default_value="", choices=["", *QOS],
@@ -74,7 +76,8 @@ def start_node(context: LaunchContext) -> list[Node]:
     if not Path(given["params_file"]).is_file():
         raise RuntimeError(f"params_file: there is no file '{given['params_file']}'")
     overrides = {"use_sim_time": given["use_sim_time"] == "true"}
-    overrides |= {name: given[name] for name in ("method", "backend", "qos") if given[name]}
+    names = ("method", "backend", "precision", "qos")
+    overrides |= {name: given[name] for name in names if given[name]}
     if given["processing_size"]:
         if not given["processing_size"].isdecimal():
             raise RuntimeError(
