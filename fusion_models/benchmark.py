@@ -157,6 +157,10 @@ def onnxruntime_cuda(path: Path, pair: np.ndarray, repeats: int) -> Stages:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    for dimension, size in zip(("height", "width"), pair.shape[-2:]):
+        options.add_free_dimension_override_by_name(dimension, size)
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
     provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1", "use_tf32": "0"})
     session = ort.InferenceSession(str(path), options, [provider])
     if session.get_providers()[0] != provider[0]:

@@ -197,24 +197,20 @@ class Detector:
         """Have the letterbox, and the network or buffers, for images of `source` pixels."""
         if self._letterbox is not None and self._letterbox.source == source:
             return
-        box = Letterbox.fit(source, self._canvas)
+        box = self._letterbox = Letterbox.fit(source, self._canvas)
         if self._images is not None:
             self._images.close()
+        width, height = box.scaled
+        self._blob = np.full((1, 3, *self._canvas[::-1]), PADDING / 255, np.float32)
+        self._inside = self._blob[0, :, box.top : box.top + height, box.left : box.left + width]
+        self._resized = np.empty((height, width, 3), np.uint8)
+        self._plane = np.empty((height, width), np.uint8)
         self._images = None
         if self.engine.device.startswith("CUDA"):
             size = source[::-1]
             self._images = self.engine.rewritten(self.image_form(size), size)
         if self._images is not None:
-            self._feeds = self._images.buffers(*source[::-1])
-        else:
-            width, height = box.scaled
-            self._blob = np.full((1, 3, *self._canvas[::-1]), PADDING / 255, np.float32)
-            self._inside = self._blob[
-                0, :, box.top : box.top + height, box.left : box.left + width
-            ]
-            self._resized = np.empty((height, width, 3), np.uint8)
-            self._plane = np.empty((height, width), np.uint8)
-        self._letterbox = box
+            self._feeds = self._images.buffers(*size)
 
     def _load(self, bgr: np.ndarray) -> None:
         """Letterbox `bgr` into the network's input."""

@@ -116,9 +116,12 @@ class Fuser:
 
         None where it sees them at another size: then the CPU converts.
         """
-        if processed_size(*size, self.processing_size) != size:
+        fixed = self.engine.inputs[0].shape[-2:]
+        padded = tuple(n or free for n, free in zip(fixed, padded_size(*size)))
+        too_large = any(n > room for n, room in zip(size, padded))
+        if too_large or processed_size(*size, self.processing_size) != size:
             return None
-        return lambda model: fuse_images(model, size, padded_size(*size))
+        return lambda model: fuse_images(model, size, padded)
 
     def on_device(self) -> DeviceArray | None:
         """Where the GPU still has the image of the latest `fuse`, [1, H, W, 3] uint8 BGR."""

@@ -61,6 +61,9 @@ class MadeUpGpu:
     def cudaGetDeviceCount(self):
         return 0, 1
 
+    def cudaSetDevice(self, number):
+        return (number,)  # which is no error for 0 alone
+
     def cudaMalloc(self, size):
         block = (ctypes.c_byte * size)()
         self.memory[ctypes.addressof(block)] = block

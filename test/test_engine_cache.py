@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fusion_ros.inference import EngineError
-from fusion_ros.inference.cache import CachedEngine, EngineCache, EngineKey
+from fusion_ros.inference.cache import CachedEngine, EngineCache, EngineKey, StaleEngine
 
 KEY = EngineKey("baffm", "ab" * 32, "TensorRT 10.3.0", "Orin", "8.7", "fp16", 480, 640)
 
@@ -101,7 +101,7 @@ def test_an_engine_that_the_library_refuses_is_built_anew(cache):
 
     def picky(engine):
         if engine.data == b"engine 1\n":
-            raise EngineError("made by another driver")
+            raise StaleEngine("made by another driver")
         return engine
 
     assert cache.get(KEY, builder, picky).data == b"engine 2\n"
@@ -110,12 +110,23 @@ def test_an_engine_that_the_library_refuses_is_built_anew(cache):
 
 def test_a_new_engine_that_does_not_load_is_an_error(cache):
     def refuse(engine):
+        raise StaleEngine("of another driver")
+
+    builder = Builder()
+    with pytest.raises(EngineError, match="of another driver"):
+        cache.get(KEY, builder, refuse)
+    assert builder.builds == 1
+
+
+def test_what_hinders_an_engine_for_now_is_no_reason_to_build_it_anew(cache):
+    def refuse(engine):
         raise EngineError("out of memory")
 
     builder = Builder()
+    cache.get(KEY, builder, load)
     with pytest.raises(EngineError, match="out of memory"):
         cache.get(KEY, builder, refuse)
-    assert builder.builds == 1
+    assert cache.get(KEY, builder, load).data == b"engine 1\n" and builder.builds == 1
 
 
 def test_a_build_that_fails_leaves_nothing_behind(cache):

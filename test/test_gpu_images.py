@@ -10,7 +10,7 @@ from support import pair, write_detector_onnx, write_fusion_onnx
 
 from fusion_ros.detector import Detector
 from fusion_ros.fuser import Fuser
-from fusion_ros.inference import EngineError, load_engine, tensorrt
+from fusion_ros.inference import EngineError, load_engine, onnxruntime, tensorrt
 from fusion_ros.monitor import Monitor
 from fusion_ros.parameters import Parameters
 from fusion_ros.pipeline import Pipeline, load_detector, load_network
@@ -93,7 +93,7 @@ def test_the_detector_reads_the_fused_image_on_the_gpu(gpu, pipeline, tmp_path):
     cpu = Detector(load_engine(tmp_path / "boxes.onnx", "onnxruntime_cpu"))
     assert found == cpu.detect(fused) and len(found) == 2
     # What it read there is the fused image.
-    address = pipeline.detector._images._latest.inputs.devices["image"]
+    address = pipeline.detector._images._latest.inputs.devices["camera_image"]
     start, block = next((s, b) for s, b in gpu.memory.items() if s == address)
     assert (np.frombuffer(block, np.uint8)[: fused.size] == fused.ravel()).all()
 
@@ -135,7 +135,7 @@ def test_images_that_tensorrt_refuses_are_converted_by_the_cpu(
 ):
     def refuse(library, onnx, size, **settings):
         if onnx != average:
-            raise EngineError("no UINT8 here")
+            raise tensorrt.BuildError("no UINT8 here")
         return gpu.build(library, onnx, size, **settings)
 
     monkeypatch.setattr(tensorrt, "build", refuse)
@@ -143,7 +143,87 @@ def test_images_that_tensorrt_refuses_are_converted_by_the_cpu(
     fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path, log=lines.append))
     thermal, visible = pair(64, 48)
     assert (fuser.fuse(thermal, visible) == on_the_cpu(average, thermal, visible)).all()
-    assert "images of average.onnx are converted on the CPU: no UINT8 here" in lines
+    assert any(line.endswith("on the CPU, not on the GPU: no UINT8 here") for line in lines)
+
+
+def test_a_full_disk_leaves_the_conversion_to_the_cpu(gpu, average, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError("No space left on device")
+
+    lines = []
+    fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path, log=lines.append))
+    monkeypatch.setattr(pytest.importorskip("onnx"), "save", full)
+    thermal, visible = pair(64, 48)
+    for _ in range(2):
+        fused = fuser.fuse(thermal, visible)
+    assert (fused == on_the_cpu(average, thermal, visible)).all()
+    assert sum("No space left" in line for line in lines) == 1
+
+
+def test_a_model_of_one_size_keeps_it(gpu, average, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(average)
+    for tensor in (*model.graph.input, *model.graph.output):
+        for dimension, size in zip(tensor.type.tensor_type.shape.dim[2:], (64, 96)):
+            dimension.dim_value = size
+    path = tmp_path / "fixed.onnx"
+    onnx.save(model, path)
+    thermal, visible = pair(64, 48)
+    fuser = Fuser(load_engine(path, "tensorrt", cache_dir=tmp_path))
+    assert_close(fuser.fuse(thermal, visible), on_the_cpu(path, thermal, visible))
+    assert fuser.running is not fuser.engine
+    assert fuser.image_form((80, 96)) is None, "more than it takes"
+
+
+@pytest.fixture
+def cuda_provider(monkeypatch):
+    """onnxruntime's CUDA provider, played by that of the CPU."""
+    real = onnxruntime._session
+
+    def session(onnx, provider, *arguments, **settings):
+        return real(onnx, "CPUExecutionProvider", *arguments, **settings)
+
+    monkeypatch.setattr(onnxruntime, "_session", session)
+
+
+def test_onnxruntime_converts_images_on_the_gpu_too(cuda_provider, average):
+    fuser = Fuser(load_engine(average, "onnxruntime_cuda"))
+    for size in ((64, 48), (61, 43), (64, 48)):
+        for seed in range(2):
+            thermal, visible = pair(*size, seed)
+            assert_close(fuser.fuse(thermal, visible), on_the_cpu(average, thermal, visible))
+        assert fuser.running is not fuser.engine and fuser.on_device() is None
+    fuser.close()
+
+
+def test_onnxruntime_detects_in_images_on_the_gpu_too(cuda_provider, tmp_path):
+    path = write_detector_onnx(tmp_path / "boxes.onnx", BOXES)
+    detector = Detector(load_engine(path, "onnxruntime_cuda"))
+    cpu = Detector(load_engine(path, "onnxruntime_cpu"))
+    for size in ((64, 48), (200, 100)):
+        image = pair(*size)[1]
+        assert detector.detect(image) == cpu.detect(image) and len(cpu.detect(image)) == 2
+        assert detector.running is not detector.engine
+
+
+def test_images_that_onnxruntime_refuses_are_converted_by_the_cpu(
+    cuda_provider, average, tmp_path, monkeypatch
+):
+    played = onnxruntime._session
+
+    def refuse(onnx, *arguments, **settings):
+        if onnx.parent != tmp_path:
+            raise EngineError("no UINT8 here")
+        return played(onnx, *arguments, **settings)
+
+    monkeypatch.setattr(onnxruntime, "_session", refuse)
+    lines = []
+    fuser = Fuser(load_engine(average, "onnxruntime_cuda", log=lines.append))
+    thermal, visible = pair(64, 48)
+    for _ in range(2):
+        fused = fuser.fuse(thermal, visible)
+    assert (fused == on_the_cpu(average, thermal, visible)).all()
+    assert sum("no UINT8 here" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(("offset", "precision"), [(1 / 255, "fp16"), (4 / 255, "fp32")])

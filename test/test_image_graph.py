@@ -88,7 +88,7 @@ def test_the_graph_sees_the_image_that_the_cpu_letterboxes(tmp_path, size):
     see.graph.output.append(
         onnx.helper.make_tensor_value_info("output0", onnx.TensorProto.FLOAT, [1, 3, 64, 64])
     )
-    got = run(detector.image_form(size[::-1])(see), {"image": image[None]})
+    got = run(detector.image_form(size[::-1])(see), {"camera_image": image[None]})
     # OpenCV rounds what it resizes, and the places between pixels to 1/2048.
     assert np.abs(got - expected).max() < 1.5 / 255
 
@@ -105,7 +105,7 @@ def test_a_real_detector_finds_the_same_in_the_graph(shared_data):
         image = cv2.imread(str(file))
         expected = [d for d in detector.detect(image) if d.score > 0.4]
         model = detector.image_form(image.shape[:2])(onnx.load(path))
-        boxes, scores, ids = detector._decode(run(model, {"image": image[None]}))
+        boxes, scores, ids = detector._decode(run(model, {"camera_image": image[None]}))
         corners = detector._letterbox.to_source(boxes)
         for one in expected:
             left = np.array((one.x, one.y, one.x + one.width, one.y + one.height))
@@ -113,6 +113,20 @@ def test_a_real_detector_finds_the_same_in_the_graph(shared_data):
             assert best < 3, (file.name, one)
             found += 1
     assert found > 5
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 17, 20])
+def test_detectors_of_older_and_newer_exports_are_resized_alike(tmp_path, opset):
+    path = write_detector_onnx(tmp_path / "boxes.onnx", [(0, 0.9, (8, 8, 24, 40))])
+    detector = Detector(load_engine(path, "onnxruntime_cpu"))
+    model = onnx.load(path)
+    model.opset_import[0].version = opset
+    _, image = pair(200, 100)
+    got = run(detector.image_form((100, 200))(model), {"camera_image": image[None]})
+    expected = load_engine(path, "onnxruntime_cpu").run(
+        {"images": letterboxed_by_the_cpu(detector, image)[None]}
+    )
+    np.testing.assert_allclose(got, expected["output0"][0], atol=1e-3)
 
 
 def test_a_model_of_an_old_opset_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from fusion_ros.fuser import Fuser
 from fusion_ros.inference import EngineError, cuda, load_engine, tensorrt
 from fusion_ros.inference import build as build_engine
 from fusion_ros.inference.engine import rewritten_files
-from fusion_ros.inference.tensorrt import Library, TensorRTEngine
+from fusion_ros.inference.tensorrt import BuildError, Library, TensorRTEngine
 
 MODELS = sorted(WEIGHTS_DIR.glob("*.onnx"))
 TARGETS = ("7.5", "8.9", "12.0")
@@ -66,7 +67,7 @@ def test_the_detector_builds_for_rtx_gpus(rtx, shared_data, target):
 def test_every_shipped_model_builds_with_images_at_its_ends(rtx, onnx):
     fuser = Fuser(load_engine(onnx, "onnxruntime_cpu"))
     for size in ((480, 640), (333, 501)):  # the latter with padding
-        with rewritten_files(onnx, fuser.image_form(size), print) as path:
+        with rewritten_files(onnx, fuser.image_form(size)) as path:
             built = tensorrt.build(rtx, path, size, target="8.9")
         assert built.layers > 0 and len(built.data) > 1000
 
@@ -77,7 +78,7 @@ def test_the_detector_builds_with_images_at_its_end(rtx, shared_data):
         pytest.skip(f"needs the detector {onnx}")
     detector = Detector(load_engine(onnx, "onnxruntime_cpu"))
     for size in ((480, 640), (1080, 1920)):  # the latter is resized
-        with rewritten_files(onnx, detector.image_form(size), print) as path:
+        with rewritten_files(onnx, detector.image_form(size)) as path:
             assert tensorrt.build(rtx, path, size, target="8.9").layers > 100
 
 
@@ -127,6 +128,10 @@ def test_free_dimensions_take_the_size(shape, filled):
 
 
 # Running, against a made-up GPU
+
+
+class Status(IntEnum):
+    cudaErrorMemoryAllocation = 2
 
 
 def feeds(height=48, width=64, seed=0):
@@ -244,7 +249,8 @@ def turing(gpu, monkeypatch):
 
     def build(library, onnx, size, **settings):
         if "fp16" not in onnx.name:
-            raise EngineError("FP32 GEMM is not supported")
+            gpu.built.append((onnx.name, size))
+            raise BuildError("FP32 GEMM is not supported")
         return gpu.build(library, onnx, size, **settings)
 
     monkeypatch.setattr(tensorrt, "build", build)
@@ -273,6 +279,54 @@ def test_two_models_of_which_none_will_do_are_an_error(turing, half, tmp_path, p
 def test_a_float32_model_without_a_float16_form_is_an_error(turing, average, tmp_path):
     with pytest.raises(EngineError, match="FP32 GEMM"):
         load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+
+
+def test_what_cannot_be_built_is_not_tried_again_for_each_frame(turing, average, tmp_path):
+    fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path))
+    for _ in range(3):
+        with pytest.raises(EngineError, match="FP32 GEMM"):
+            fuser.fuse(*pair())
+    assert len(turing.built) == 2, "with images at its ends and without"
+    with pytest.raises(EngineError):
+        fuser.fuse(*pair(80, 48))
+    assert len(turing.built) == 4
+
+
+def test_auto_goes_on_to_onnxruntime_where_tensorrt_cannot_build(turing, average, tmp_path):
+    lines = []
+    fuser = Fuser(load_engine(average, "auto", cache_dir=tmp_path, log=lines.append))
+    assert fuser.running.backend == "tensorrt"
+    for seed in range(2):
+        thermal, visible = pair(seed=seed)
+        expected = Fuser(load_engine(average, "onnxruntime_cpu")).fuse(thermal, visible)
+        assert (fuser.fuse(thermal, visible) == expected).all()
+    assert (fuser.running.backend, fuser.running.device) == ("onnxruntime", "CPU")
+    assert sum("tensorrt not used: FP32 GEMM" in line for line in lines) == 1
+    engine = load_engine(average, "auto", cache_dir=tmp_path)
+    frame = feeds()
+    np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+    assert engine.backend == "onnxruntime"
+
+
+def test_feeds_that_do_not_fit_are_no_reason_for_auto_to_go_on(gpu, average, tmp_path):
+    engine = load_engine(average, "auto", cache_dir=tmp_path)
+    with pytest.raises(EngineError, match="no feed for input 'vi'"):
+        engine.run({"ir": feeds()["ir"]})
+    assert engine.backend == "tensorrt"
+    frame = feeds()
+    np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+    assert engine.backend == "tensorrt" and "TensorRT 10.3.0" in engine.description
+
+
+def test_a_gpu_without_memory_for_now_is_no_reason_to_build_anew(
+    gpu, average, tmp_path, monkeypatch
+):
+    load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    monkeypatch.setattr(gpu, "cudaMalloc", lambda size: (Status.cudaErrorMemoryAllocation,))
+    gpu.cudaMalloc.__name__ = "cudaMalloc"
+    with pytest.raises(EngineError, match="cudaErrorMemoryAllocation"):
+        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    assert len(gpu.built) == 1
 
 
 def test_a_gpu_that_tensorrt_rtx_does_not_know_is_told(gpu, rtx, average, monkeypatch):

@@ -47,7 +47,7 @@ from fusion_models.settings import ConfigError, merge_settings
 from fusion_models.trainer import source_commit
 from fusion_ros.benchmark.machine import cpu_name
 from fusion_ros.fuser import Fuser
-from fusion_ros.inference import PRECISIONS, EngineError, load_engine
+from fusion_ros.inference import PRECISIONS, EngineError, cuda, load_engine
 
 DEFAULTS = {
     "methods": "",
@@ -133,27 +133,36 @@ def on_cuda(model: torch.nn.Module, path: Path, pair, config) -> dict[str, Stage
     stages = {"torch_graph_fp16": torch_cuda(model, pair, config.repeats)}
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         for name, file in (("fp32", path), ("fp16", path.with_suffix(".fp16.onnx"))):
-            if file.is_file():
+            if not file.is_file():
+                continue
+            try:
                 stages[f"onnxruntime_{name}"] = onnxruntime_cuda(file, pair, config.repeats)
+            except Exception as error:  # onnxruntime's share no base class; the rest is worth having
+                print(f"benchmark.py: no onnxruntime with CUDA for {file.name}: {error}")
     return stages
 
 
 def on_images(path: Path, config) -> dict[str, Timing]:
     """Camera images to the fused image, by each GPU backend that runs and by what converts."""
+    if cuda.driver() is None:
+        return {}
     rng = np.random.default_rng(0)
     thermal = rng.integers(0, 256, (config.height, config.width), np.uint8)
     visible = rng.integers(0, 256, (config.height, config.width, 3), np.uint8)
     out = np.empty_like(visible)
     forms = {}
     for backend, precision in product(("tensorrt", "onnxruntime_cuda"), PRECISIONS):
-        try:
-            engine = load_engine(path, backend, precision=precision)
-        except EngineError:
-            continue
         for converter in ("gpu", "cpu"):
-            fuser = Fuser(engine, convert_on_gpu=converter == "gpu")
-            name = f"{backend}_{precision}_converted_by_{converter}"
-            forms[name] = partial(fuser.fuse, thermal, visible, out)
+            try:
+                engine = load_engine(path, backend, precision=precision)
+                fuser = Fuser(engine, convert_on_gpu=converter == "gpu")
+                fuser.warmup((config.width, config.height))
+            except EngineError as error:
+                print(f"benchmark.py: no {backend} in {precision}: {error}")
+                break
+            if (fuser.running is not engine) == (converter == "gpu"):
+                name = f"{backend}_{fuser.running.precision}_converted_by_{converter}"
+                forms[name] = partial(fuser.fuse, thermal, visible, out)
     return interleaved(forms, config.repeats)
 
 

@@ -77,8 +77,12 @@ def _prove(onnx: Path, part: Fuser | Detector, size: Size, options: argparse.Nam
     rewrite = part.image_form(size)
     if rewrite is None:
         return _build(onnx, padded_size(*processed_size(*size, options.processing_size)), options)
-    with rewritten_files(onnx, rewrite, print) as path:
-        return _build(path or onnx, padded_size(*size), options)
+    try:
+        with rewritten_files(onnx, rewrite) as path:
+            return _build(path, padded_size(*size), options)
+    except ImportError:
+        print(f"{onnx.name}: without the conversion of images, which `pip install onnx` adds")
+        return _build(onnx, padded_size(*size), options)
 
 
 def _build(onnx: Path, size: Size, options: argparse.Namespace) -> Build:

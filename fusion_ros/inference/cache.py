@@ -21,6 +21,10 @@ def default_cache_dir() -> Path:
     return Path.home() / ".cache" / "fusion_ros"
 
 
+class StaleEngine(EngineError):
+    """A cached engine that must be built anew: damaged, or of another driver or GPU."""
+
+
 @dataclass(frozen=True)
 class EngineKey:
     """All that a built engine depends on; a change of any of it is another engine.
@@ -75,20 +79,20 @@ class EngineCache:
     ) -> Loaded:
         """`load` applied to the engine of `key`, which `build` makes if there is none.
 
-        What `load` refuses with EngineError is built anew, once; a second refusal is raised.
+        What `load` refuses with StaleEngine is built anew, once; a second refusal is raised.
         """
         path = self.folder / key.filename
         try:
             return load(_read(path, key))
         except FileNotFoundError:
             pass
-        except EngineError as error:
+        except StaleEngine as error:
             self._log(f"cached engine {path.name} is not usable, building it anew: {error}")
         with self.lock(path):
             # Another process may have built it while this one waited.
             try:
                 return load(_read(path, key))
-            except (FileNotFoundError, EngineError):
+            except (FileNotFoundError, StaleEngine):
                 pass
             engine = build()
             self.write(path, _pack(key, engine))
@@ -135,7 +139,7 @@ def _pack(key: EngineKey, engine: CachedEngine) -> bytes:
 
 
 def _read(path: Path, key: EngineKey) -> CachedEngine:
-    """Raises FileNotFoundError, or EngineError if the file is not whole or not of `key`."""
+    """Raises FileNotFoundError, or StaleEngine if the file is not whole or not of `key`."""
     # Checked before TensorRT sees it, which crashes the process on some damaged files.
     try:
         line, _, data = path.read_bytes().partition(b"\n")
@@ -146,5 +150,5 @@ def _read(path: Path, key: EngineKey) -> CachedEngine:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"{path} cannot be read: {error!r}") from error
-    raise EngineError(f"{path} is damaged")
+        raise StaleEngine(f"{path} cannot be read: {error!r}") from error
+    raise StaleEngine(f"{path} is damaged")

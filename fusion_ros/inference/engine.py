@@ -175,26 +175,36 @@ def is_fp16(onnx: Path) -> bool:
 
 
 @contextmanager
-def rewritten_files(onnx: Path, rewrite: Rewrite, log: Log) -> Iterator[Path | None]:
+def rewritten_files(onnx: Path, rewrite: Rewrite) -> Iterator[Path]:
     """`onnx`, and its form of the other precision, after `rewrite`, while the context lasts.
 
-    None, with a line in the log, if the package onnx or the model does not allow it.
+    Raises ImportError without the package onnx, EngineError for models that `rewrite` refuses.
     """
-    with TemporaryDirectory(prefix="fusion_ros_") as folder:
-        try:
-            from onnx import load, save
+    from onnx import load, save
 
-            for path in {onnx, fp32_sibling(onnx), fp16_sibling(onnx)}:
-                if path.is_file():
-                    save(rewrite(load(path)), Path(folder) / path.name)
-        except ImportError:
-            log("images are converted on the CPU, not on the GPU: `pip install onnx` for the latter")
-            yield None
-        except EngineError as error:
-            log(f"images of {onnx.name} are converted on the CPU, not on the GPU: {error}")
-            yield None
-        else:
-            yield Path(folder) / onnx.name
+    with TemporaryDirectory(prefix="fusion_ros_") as folder:
+        for path in {onnx, fp32_sibling(onnx), fp16_sibling(onnx)}:
+            if path.is_file():
+                save(rewrite(load(path)), Path(folder) / path.name)
+        yield Path(folder) / onnx.name
+
+
+def start_rewritten(
+    onnx: Path, rewrite: Rewrite, start: Callable[[Path], Engine], log: Log
+) -> Engine | None:
+    """What `start` makes of `onnx` after `rewrite`; None, with a line in the log, if it cannot be.
+
+    The file is gone afterwards: `start` has to read all it will need.
+    """
+    try:
+        with rewritten_files(onnx, rewrite) as path:
+            return start(path)
+    except ImportError:
+        log("images are converted on the CPU, not on the GPU: `pip install onnx` for the latter")
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        # Whatever onnx, CUDA or a full disk say to it: the CPU can convert.
+        log(f"images of {onnx.name} are converted on the CPU, not on the GPU: {error}")
+    return None
 
 
 def load_engine(
@@ -258,7 +268,7 @@ def load_engine(
 
         return NullEngine(path)
 
-    order = {
+    order: tuple[Callable[[], Engine], ...] = {
         "auto": (tensorrt, onnxruntime_cuda, onnxruntime_cpu),
         "tensorrt": (tensorrt,),
         "onnxruntime": (onnxruntime_cuda, onnxruntime_cpu),
@@ -266,9 +276,64 @@ def load_engine(
         "onnxruntime_cpu": (onnxruntime_cpu,),
         "null": (null,),
     }[backend]
-    for candidate in order[:-1]:
+    return _first_that_loads(order, log)
+
+
+def _first_that_loads(order: tuple[Callable[[], Engine], ...], log: Log) -> Engine:
+    for i, candidate in enumerate(order[:-1]):
         try:
-            return candidate()
+            return _UnlessItFails(candidate(), order[i + 1 :], log)
         except EngineError as error:
             log(f"{candidate.__name__} not used: {error}")
     return order[-1]()
+
+
+class _UnlessItFails(Engine):
+    """An engine, until its first run: if that fails, the next in the `order` takes its place.
+
+    TensorRT finds out what it cannot build only when it is told the size.
+    """
+
+    def __init__(self, engine: Engine, order: tuple[Callable[[], Engine], ...], log: Log) -> None:
+        super().__init__(engine.model)
+        self._engine, self._order, self._log = engine, order, log
+        self._proven = False
+
+    backend = property(lambda self: self._engine.backend)
+    device = property(lambda self: self._engine.device)
+    precision = property(lambda self: self._engine.precision)
+    reads_device = property(lambda self: self._engine.reads_device)
+    description = property(lambda self: self._engine.description)
+
+    def buffers(self, height: int, width: int) -> dict[str, np.ndarray]:
+        return self._try(lambda engine: engine.buffers(height, width))
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        if not self._proven:
+            self.check(feeds)  # which is no engine's fault
+        results = self._try(lambda engine: engine.run(feeds))
+        self._proven = True
+        return results
+
+    def on_device(self, output: str) -> DeviceArray | None:
+        return self._engine.on_device(output)
+
+    def rewritten(self, rewrite: Rewrite, size: Size) -> Engine | None:
+        return self._engine.rewritten(rewrite, size)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _try(self, work: Callable[[Engine], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        while True:
+            try:
+                return work(self._engine)
+            except EngineError as error:
+                if self._proven or not self._order:
+                    raise
+                self._log(f"{self._engine.backend} not used: {error}")
+            failed, self._engine = self._engine, _first_that_loads(self._order, self._log)
+            self._order = ()  # what took its place has its own
+            failed.close()
+
+

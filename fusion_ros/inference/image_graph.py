@@ -21,7 +21,7 @@ Size = tuple[int, int]
 
 THERMAL, VISIBLE, FUSED = "thermal_image", "visible_image", "fused_image"
 """Inputs and output of `fuse_images`."""
-IMAGE = "image"
+IMAGE = "camera_image"
 """Input of `detect_in_images`."""
 
 _LUMINANCE = np.float32([[[[0.114]], [[0.587]], [[0.299]]]])
@@ -67,7 +67,7 @@ def fuse_images(model: ModelProto, size: Size, padded: Size) -> ModelProto:
 def detect_in_images(
     model: ModelProto, size: Size, scaled: Size, offset: Size, canvas: Size, padding: int
 ) -> ModelProto:
-    """A detection model of RGB floats as one of `image` [1, H, W, 3] uint8 BGR; outputs stay.
+    """A detection model of RGB floats as one of `camera_image` [1, H, W, 3] uint8 BGR; outputs stay.
 
     size: H and W of the image; scaled: what it is resized to (bilinear); offset: rows above and
     columns left of it on the `canvas` that the network sees, filled with the level `padding`.
@@ -79,8 +79,9 @@ def detect_in_images(
     image = graph.add("Transpose", graph.to_float(IMAGE), perm=(0, 3, 1, 2))
     if scaled != size:
         sizes = graph.constant(np.int64((1, 3, *scaled)))
+        not_given = graph.constant(np.float32([]))
         image = graph.add(
-            "Resize", image, "", "", sizes, mode="linear",
+            "Resize", image, not_given, not_given, sizes, mode="linear",
             coordinate_transformation_mode="half_pixel",
         )
     rgb = graph.add("Conv", image, graph.constant(_RGB_OF_BGR / 255))
@@ -101,7 +102,8 @@ class _Graph:
         self._model = onnx.ModelProto()
         self._model.CopyFrom(model)
         self._graph = self._model.graph
-        opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        own = ("", "ai.onnx")
+        opset = max((o.version for o in model.opset_import if o.domain in own), default=0)
         if opset < _OLDEST_OPSET:
             raise EngineError(f"its opset is {opset}: export it with one from {_OLDEST_OPSET} on")
         # What was in front of the network is put in front of its nodes.

@@ -20,9 +20,10 @@ from fusion_ros.inference.engine import (
     Size,
     TensorSpec,
     is_fp16,
-    rewritten_files,
+    start_rewritten,
 )
 
+_VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -36,8 +37,9 @@ DTYPES = {
 class OnnxRuntimeEngine(Engine):
     """`onnx` on `provider`, 'CUDA' or 'CPU'. Raises EngineError where the provider cannot run.
 
-    What runs is optimised for one size of the inputs, and made anew, in some 10 ms, when another
-    comes: with sizes left free baffm takes a sixth longer. Outputs go to buffers kept as long.
+    What runs is optimised for one size of the inputs, and made anew when another comes, which
+    takes some 10 ms on the CPU: with sizes left free baffm takes a sixth longer. Outputs go to
+    buffers kept as long.
     """
 
     backend = "onnxruntime"
@@ -110,8 +112,12 @@ class OnnxRuntimeEngine(Engine):
         # On the CPU OpenCV converts as fast as onnxruntime's kernels do.
         if self.device == "CPU":
             return None
-        with rewritten_files(self._onnx, rewrite, self._log) as onnx:
-            return onnx and OnnxRuntimeEngine(onnx, "CUDA", self._threads, self._log)
+        def start(onnx: Path) -> Engine:
+            engine = OnnxRuntimeEngine(onnx, "CUDA", log=self._log)
+            engine.run(engine.buffers(*size))
+            return engine
+
+        return start_rewritten(self._onnx, rewrite, start, self._log)
 
 
 def read_spec(onnx: Path) -> ModelSpec:
@@ -164,7 +170,9 @@ def _session(
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # float32 means float32 in every backend; otherwise CUDA rounds factors to 10 bits (TF32).
-    settings = {"use_tf32": "0"} if provider == "CUDAExecutionProvider" else {}
+    settings = {}
+    if provider == "CUDAExecutionProvider" and _VERSION >= (1, 18):  # which knows the setting
+        settings["use_tf32"] = "0"
     try:
         session = ort.InferenceSession(str(onnx), options, [provider], [settings])
     except Exception as error:  # onnxruntime's exceptions share no public base class

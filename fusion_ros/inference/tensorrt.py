@@ -19,7 +19,13 @@ import cv2
 import numpy as np
 
 from fusion_ros.inference import cuda
-from fusion_ros.inference.cache import CachedEngine, EngineCache, EngineKey, default_cache_dir
+from fusion_ros.inference.cache import (
+    CachedEngine,
+    EngineCache,
+    EngineKey,
+    StaleEngine,
+    default_cache_dir,
+)
 from fusion_ros.inference.engine import (
     DeviceArray,
     Engine,
@@ -33,7 +39,7 @@ from fusion_ros.inference.engine import (
     fp16_sibling,
     fp32_sibling,
     is_fp16,
-    rewritten_files,
+    start_rewritten,
 )
 from fusion_ros.inference.image_graph import FUSED
 from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine, read_spec
@@ -45,6 +51,10 @@ FP16_LIMIT = 2 / 255
 PROGRESS_SECONDS = 5.0
 KEPT_SIZES = 4
 """Input sizes whose engines stay on the GPU at the same time."""
+
+
+class BuildError(EngineError):
+    """TensorRT cannot make an engine of this model."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +95,11 @@ class Library:
         except TypeError as error:  # what its bindings make of an object that C++ refused
             raise self.fail("does not start") from error
 
-    def fail(self, what: str) -> EngineError:
+    def fail(self, what: str, kind: type[EngineError] = EngineError) -> EngineError:
         """An error of `what` with TensorRT's own messages since the last one."""
         reasons = "; ".join(self.logger.errors) or "it gave no reason"
         self.logger.errors.clear()
-        return EngineError(f"{self.description} {what}: {reasons}")
+        return kind(f"{self.description} {what}: {reasons}")
 
 
 @functools.cache
@@ -141,7 +151,7 @@ def build(
         TensorRT-RTX only, and it needs no GPU.
 
     The network is strongly typed: every layer computes in the precision that the ONNX says.
-    Raises EngineError with TensorRT's messages if it cannot be parsed or built.
+    Raises BuildError with TensorRT's messages if it cannot be parsed or built.
     """
     trt = library.module
     start = monotonic()
@@ -155,7 +165,7 @@ def build(
             library.logger.errors.append(
                 f"{error.node_operator()} '{error.node_name()}': {error.desc()}"
             )
-        raise library.fail(f"cannot parse {onnx.name}")
+        raise library.fail(f"cannot parse {onnx.name}", BuildError)
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         tensor.shape = static_shape(tuple(tensor.shape), size)
@@ -167,7 +177,7 @@ def build(
     with _timing_cache(library, config, cache), _progress(trt, config, onnx.name, log):
         data = builder.build_serialized_network(network, config)
     if data is None:
-        raise library.fail(f"cannot build {onnx.name}")
+        raise library.fail(f"cannot build {onnx.name}", BuildError)
     return Build(bytes(data), network.num_layers, monotonic() - start)
 
 
@@ -299,6 +309,7 @@ class TensorRTEngine(Engine):
         self._workspace_mib = workspace_mib
         self._log = log
         self._programs: dict[Size, Program] = {}
+        self._failed: dict[Size, EngineError] = {}
         self._given_up: set[Path] = set()
         self._use(onnx)
         self._fixed: Size | None = None
@@ -310,7 +321,7 @@ class TensorRTEngine(Engine):
 
     @property
     def description(self) -> str:
-        sizes = [f"{width}x{height}" for height, width in self._programs]
+        sizes = [f"{width}x{height}" for height, width in list(self._programs)]
         return ", ".join((self._library.description, self.device, self.precision, *sizes))
 
     def buffers(self, height: int, width: int) -> dict[str, np.ndarray]:
@@ -325,20 +336,16 @@ class TensorRTEngine(Engine):
         return self._latest and self._latest.on_device(output)
 
     def rewritten(self, rewrite: Rewrite, size: Size) -> Engine | None:
-        with rewritten_files(self._onnx, rewrite, self._log) as onnx:
-            if onnx is None:
-                return None
-            try:
-                return TensorRTEngine(
-                    onnx,
-                    size,
-                    cache_dir=self._cache.folder,
-                    workspace_mib=self._workspace_mib,
-                    log=self._log,
-                )
-            except EngineError as error:
-                self._log(f"images of {onnx.name} are converted on the CPU: {error}")
-                return None
+        def start(onnx: Path) -> Engine:
+            return TensorRTEngine(
+                onnx,
+                size,
+                cache_dir=self._cache.folder,
+                workspace_mib=self._workspace_mib,
+                log=self._log,
+            )
+
+        return start_rewritten(self._onnx, rewrite, start, self._log)
 
     def close(self) -> None:
         self._programs.clear()
@@ -350,7 +357,13 @@ class TensorRTEngine(Engine):
         self.precision = "fp16" if is_fp16(onnx) else "fp32"
 
     def _program(self, size: Size) -> Program:
-        program = self._programs.pop(size, None) or self._load(size)
+        if size in self._failed:
+            raise self._failed[size]  # without building it again for each frame
+        try:
+            program = self._programs.pop(size, None) or self._load(size)
+        except BuildError as error:
+            self._failed[size] = error
+            raise
         self._programs[size] = program  # the last one is the last used
         if len(self._programs) > KEPT_SIZES:
             del self._programs[next(iter(self._programs))]
@@ -371,7 +384,7 @@ class TensorRTEngine(Engine):
             engine, program = self._cache.get(
                 key, lambda: self._build(size), lambda engine: (engine, self._start(engine, key))
             )
-        except EngineError as error:
+        except BuildError as error:
             half = fp16_sibling(self._onnx)
             if is_fp16(self._onnx) or half in self._given_up or not half.is_file():
                 raise
@@ -469,10 +482,13 @@ class Program:
     ) -> None:
         library.logger.errors.clear()
         self._library = library
+        # A thread that is new has no current GPU.
+        cuda.call(cuda.runtime().cudaSetDevice, 0)
         self._engine = library.create("Runtime").deserialize_cuda_engine(data)
         if self._engine is None:
-            raise library.fail("cannot load the engine")
-        self._context, compiled = self._create_context(kernels)
+            raise library.fail("cannot load the engine", StaleEngine)
+        # Of TensorRT-RTX's kernels, which must not go before the context.
+        self._context, self._compiled = self._create_context(kernels)
         if self._context is None:
             raise library.fail("has not the GPU memory to run the engine")
         self._stream = cuda.Stream()
@@ -488,8 +504,9 @@ class Program:
         except EngineError as error:
             log(f"running without a CUDA graph, a little slower: {error}")
             self._captured = False
+        compiled = self._compiled and self._compiled[1].serialize()
         if compiled is not None and cache is not None:
-            cache.write(kernels, bytes(compiled.serialize()))
+            cache.write(kernels, bytes(compiled))
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Outputs by name, in pinned memory that the next run overwrites."""
@@ -516,7 +533,7 @@ class Program:
         return DeviceArray(self.outputs.devices[output], host.shape, host.dtype)
 
     def _create_context(self, kernels: Path | None):
-        """An execution context, and TensorRT-RTX's runtime cache behind it (else None)."""
+        """An execution context, and TensorRT-RTX's config and cache behind it (else None)."""
         if not self._library.is_rtx or kernels is None:
             return self._engine.create_execution_context(), None
         config = self._engine.create_runtime_config()
@@ -524,12 +541,14 @@ class Program:
         if kernels.is_file():
             compiled.deserialize(kernels.read_bytes())  # it ignores what does not fit
         config.set_runtime_cache(compiled)
-        return self._engine.create_execution_context(config), compiled
+        return self._engine.create_execution_context(config), (config, compiled)
 
     def _allocate(self, specs: tuple[TensorSpec, ...]) -> cuda.PinnedBlock:
-        block = cuda.PinnedBlock(
-            {s.name: (tuple(self._engine.get_tensor_shape(s.name)), s.dtype) for s in specs}
-        )
+        shapes = {s.name: tuple(self._engine.get_tensor_shape(s.name)) for s in specs}
+        for name, shape in shapes.items():
+            if -1 in shape:
+                raise BuildError(f"the size {shape} of '{name}' depends on the image's content")
+        block = cuda.PinnedBlock({s.name: (shapes[s.name], s.dtype) for s in specs})
         for name, address in block.devices.items():
             self._context.set_tensor_address(name, address)
         return block
