@@ -8,8 +8,8 @@ Settings as `key=value`: methods (names with commas; all), width, height, thread
 (folder of `<method>.onnx` and `<method>.safetensors`), profile (times by operator), output (JSON;
 '' for none). With a CUDA GPU also PyTorch as a CUDA graph in float16 and onnxruntime's CUDA
 provider, upload and download apart, and for each backend on the GPU a whole pair of images to the
-fused one, converted by the CPU and in the network's graph. Prints a table; medians of interleaved runs, of which the
-ratios hold on a busy machine too.
+fused one, converted by the CPU and in the network's graph. Prints a table; medians of interleaved
+runs, of which the ratios hold on a busy machine too.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def on_cuda(model: torch.nn.Module, path: Path, pair, config) -> dict[str, Stage
                 continue
             try:
                 stages[f"onnxruntime_{name}"] = onnxruntime_cuda(file, pair, config.repeats)
-            except Exception as error:  # onnxruntime's share no base class; the rest is worth having
+            except Exception as error:  # onnxruntime's share no base class
                 print(f"benchmark.py: no onnxruntime with CUDA for {file.name}: {error}")
     return stages
 

@@ -30,7 +30,7 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """A C-contiguous array in GPU memory, at `address`, until the engine that owns it runs again."""
+    """A C-contiguous array in GPU memory, at `address` until the engine that owns it runs again."""
 
     address: int
     shape: tuple[int, ...]
@@ -155,7 +155,7 @@ class Engine(ABC):
                 )
             on_device = isinstance(array, DeviceArray)
             if on_device and not self.reads_device:
-                raise EngineError(f"input '{spec.name}' lies on the GPU: {self.backend} wants a copy")
+                raise EngineError(f"input '{spec.name}' is on the GPU: {self.backend} wants a copy")
             checked[spec.name] = array if on_device else np.ascontiguousarray(array)
         return checked
 

@@ -67,7 +67,7 @@ def fuse_images(model: ModelProto, size: Size, padded: Size) -> ModelProto:
 def detect_in_images(
     model: ModelProto, size: Size, scaled: Size, offset: Size, canvas: Size, padding: int
 ) -> ModelProto:
-    """A detection model of RGB floats as one of `camera_image` [1, H, W, 3] uint8 BGR; outputs stay.
+    """A detection model of RGB floats as one of `camera_image` [1, H, W, 3] uint8 BGR.
 
     size: H and W of the image; scaled: what it is resized to (bilinear); offset: rows above and
     columns left of it on the `canvas` that the network sees, filled with the level `padding`.
