@@ -107,6 +107,7 @@ class Detector:
         self.iou = iou
         self.classes = list(classes)
         self._letterbox: Letterbox | None = None
+        self._allocated_for: tuple[tuple[int, int], str] | None = None
         self._images: Engine | None = None
 
     def warmup(self, size: tuple[int, int]) -> None:
@@ -195,8 +196,10 @@ class Detector:
 
     def _allocate(self, source: tuple[int, int]) -> None:
         """Have the letterbox, and the network or buffers, for images of `source` pixels."""
-        if self._letterbox is not None and self._letterbox.source == source:
+        key = (source, self.engine.backend)  # `auto` may have gone on to another
+        if self._allocated_for == key:
             return
+        self._allocated_for = key
         box = self._letterbox = Letterbox.fit(source, self._canvas)
         if self._images is not None:
             self._images.close()

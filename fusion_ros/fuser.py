@@ -42,8 +42,8 @@ class Fuser:
     frame. Not thread-safe.
 
     On a GPU luminance, padding and colour are part of the network's graph (see `fuse_images`), so
-    that 8-bit images travel to it and back; results differ by two grey levels at most, since
-    nothing is rounded on the way.
+    that 8-bit images travel to it and back. Nothing is rounded on the way there, so results differ
+    a little: by two grey levels at most where the network takes averages, rarely more elsewhere.
 
     processing_size: longer side, in pixels, of what the network sees of larger images. Both
         luminances are made small, and the change is brought back up along the edges of both
@@ -76,7 +76,7 @@ class Fuser:
         self._size: tuple[int, int] = (0, 0)
         self._convert_on_gpu = convert_on_gpu and engine.device.startswith("CUDA")
         self._images: Engine | None = None
-        self._images_size: tuple[int, int] = (0, 0)
+        self._images_of: tuple[tuple[int, int], str] | None = None
 
     def warmup(self, size: tuple[int, int]) -> None:
         """Fuse one black pair of `size` (width, height), so that the first real one is fast."""
@@ -197,11 +197,12 @@ class Fuser:
     def _allocate_images(self, height: int, width: int) -> None:
         """Have the network that converts images of this size on the GPU, if it is to."""
         size = (height, width)
-        if not self._convert_on_gpu or self._images_size == size:
+        key = (size, self.engine.backend)  # `auto` may have gone on to another
+        if not self._convert_on_gpu or self._images_of == key:
             return
         if self._images is not None:
             self._images.close()
-        self._images, self._images_size = None, size
+        self._images, self._images_of = None, key
         rewrite = self.image_form(size)
         if rewrite is not None:
             self._images = self.engine.rewritten(rewrite, size)

@@ -124,7 +124,7 @@ class Parameters:
     processing_size: int = _parameter(
         0,
         "longer side at which images are fused, px, where they are larger: faster, texture is "
-        "kept; 0 for their own size",
+        "kept; at least 32, or 0 for their own size",
         (0, 16384),
         dynamic=True,
     )

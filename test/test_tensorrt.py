@@ -283,13 +283,31 @@ def test_a_float32_model_without_a_float16_form_is_an_error(turing, average, tmp
 
 def test_what_cannot_be_built_is_not_tried_again_for_each_frame(turing, average, tmp_path):
     fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path))
+    errors = set()
     for _ in range(3):
-        with pytest.raises(EngineError, match="FP32 GEMM"):
+        with pytest.raises(EngineError, match="FP32 GEMM") as raised:
             fuser.fuse(*pair())
+        errors.add(raised.value)
+    assert len(errors) == 3, "an error that is raised again keeps what each frame held"
     assert len(turing.built) == 2, "with images at its ends and without"
     with pytest.raises(EngineError):
         fuser.fuse(*pair(80, 48))
     assert len(turing.built) == 4
+
+
+def test_what_is_built_and_does_not_load_is_not_built_for_each_frame(
+    gpu, average, tmp_path, monkeypatch
+):
+    def build(library, onnx, size, **settings):
+        gpu.built.append((onnx.name, size))
+        return tensorrt.Build(b"of another driver", 1, 0.0)
+
+    monkeypatch.setattr(tensorrt, "build", build)
+    fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path))
+    for _ in range(3):
+        with pytest.raises(EngineError, match="not an engine"):
+            fuser.fuse(*pair())
+    assert len(gpu.built) == 2
 
 
 def test_auto_goes_on_to_onnxruntime_where_tensorrt_cannot_build(turing, average, tmp_path):

@@ -50,7 +50,9 @@ class Host:
             memory_gb=round(int(memory_kb[0]) / 2**20, 1) if memory_kb else 0.0,
             gpu=", ".join(gpus) or (board if "jetson" in board.lower() else ""),
             os=name,
-            kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
+            # Without the build's name, which may be that of a machine.
+            kernel=f"{platform.system()} {platform.release().partition('-')[0]} "
+            f"{platform.machine()}",
             load=round(os.getloadavg()[0], 2),
         )
 

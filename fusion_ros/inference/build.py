@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from fusion_ros.detector import Detector
@@ -77,11 +78,11 @@ def _prove(onnx: Path, part: Fuser | Detector, size: Size, options: argparse.Nam
     rewrite = part.image_form(size)
     if rewrite is None:
         return _build(onnx, padded_size(*processed_size(*size, options.processing_size)), options)
-    try:
-        with rewritten_files(onnx, rewrite) as path:
-            return _build(path, padded_size(*size), options)
-    except ImportError:
-        print(f"{onnx.name}: without the conversion of images, which `pip install onnx` adds")
+    with ExitStack() as stack:
+        try:
+            onnx = stack.enter_context(rewritten_files(onnx, rewrite))
+        except (ImportError, EngineError) as error:
+            print(f"{onnx.name}: the CPU converts images, since the network cannot: {error}")
         return _build(onnx, padded_size(*size), options)
 
 

@@ -62,8 +62,8 @@ class ModelSpec:
 class Engine(ABC):
     """One loaded model. Not thread-safe: one thread runs it at a time.
 
-    backend: 'tensorrt', 'onnxruntime' or 'null'; device: 'CPU' or 'CUDA:0 <GPU name>';
-    precision: 'fp32' or 'fp16', of the arithmetic inside (inputs and outputs are float32).
+    backend: 'tensorrt', 'onnxruntime' or 'null'; device: 'CPU', 'CUDA:0 <GPU name>' or 'none';
+    precision: 'fp32' or 'fp16', of the arithmetic inside, whatever inputs and outputs are.
     All three tell what really runs, not what was asked for. reads_device: whether `run` takes a
     `DeviceArray` for an input.
     """
@@ -105,7 +105,7 @@ class Engine(ABC):
     def buffers(self, height: int, width: int) -> dict[str, np.ndarray]:
         """Arrays to fill and feed for inputs whose free dimensions are `height` and `width`.
 
-        `run` takes any arrays, but copies these the least: on a GPU they lie in pinned memory.
+        `run` takes any arrays, but copies these the least: for TensorRT they are pinned memory.
         Raises EngineError where an engine for this size cannot be built.
         """
         return {

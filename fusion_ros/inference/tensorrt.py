@@ -309,7 +309,7 @@ class TensorRTEngine(Engine):
         self._workspace_mib = workspace_mib
         self._log = log
         self._programs: dict[Size, Program] = {}
-        self._failed: dict[Size, EngineError] = {}
+        self._failed: dict[Size, str] = {}
         self._given_up: set[Path] = set()
         self._use(onnx)
         self._fixed: Size | None = None
@@ -358,11 +358,11 @@ class TensorRTEngine(Engine):
 
     def _program(self, size: Size) -> Program:
         if size in self._failed:
-            raise self._failed[size]  # without building it again for each frame
+            raise BuildError(self._failed[size])  # without building it again for each frame
         try:
             program = self._programs.pop(size, None) or self._load(size)
-        except BuildError as error:
-            self._failed[size] = error
+        except (BuildError, StaleEngine) as error:
+            self._failed[size] = str(error)
             raise
         self._programs[size] = program  # the last one is the last used
         if len(self._programs) > KEPT_SIZES:
@@ -425,7 +425,10 @@ class TensorRTEngine(Engine):
             log=self._log,
         )
         self._log(f"built {self._onnx.name}: {built.layers} layers, {built.seconds:.1f} s")
-        return CachedEngine(built.data, self._fp16_error(built.data, size))
+        try:
+            return CachedEngine(built.data, self._fp16_error(built.data, size))
+        except EngineError as error:
+            raise BuildError(f"{self._onnx.name} was built and does not run: {error}") from error
 
     def _fp16_error(self, data: bytes, size: Size) -> float | None:
         """Mean absolute difference of the fused image from float32, on a made-up pair; None for
