@@ -76,7 +76,7 @@ def test_every_network_that_is_replaced_is_freed_and_none_that_runs(average):
 
     def network(name: str) -> Network:
         loaded = load_network(average, None, say_nothing)
-        loaded.fuser.engine.close = lambda: freed.append(name)
+        loaded.fuser.close = lambda: freed.append(name)
         return Network(name, loaded.fuser)
 
     pipeline = Pipeline(average, network("first"), Monitor())
