@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import rclpy  # noqa: F401, without which the demo says nothing
 from support import write_detector_onnx, write_fusion_onnx
 
 from fusion_ros.models import list_methods
@@ -56,7 +57,6 @@ def test_a_process_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
     ("detector", "says"), [("none", "none looked for: `make detector`"), ("onnxruntime", "0")]
 )
 def test_no_detector_is_not_taken_for_nothing_found(detector, says):
-    pytest.importorskip("rclpy")
     from fusion_ros.demo import Summary
 
     values = dict.fromkeys(KEYS, 0) | {"latency_ms": {}, "stage_ms": {}, "streams": {}}
