@@ -146,7 +146,7 @@ def _plan(options: argparse.Namespace, parameters: Parameters) -> Plan:
     network = load_network(parameters, None, lambda text: None)
     names, found_s = f"{network.method} takes", 0.0
     if parameters.detector or default_detector_path().is_file():
-        detector = load_detector(parameters, lambda text: None)
+        detector = load_detector(parameters, None, lambda text: None)
         found_s = _seconds(lambda: detector.warmup((640, 480)))
         names = f"{network.method} and the detector take"
     enough = options.rate or (options.pairs or PAIRS) / LONGEST_S

@@ -117,6 +117,18 @@ class FuseNode(LifecycleNode):
         success = TransitionCallbackReturn.SUCCESS
         return self.trigger_configure() == success and self.trigger_activate() == success
 
+    def build(self) -> bool:
+        """Make the networks ready and say what is, as `build_only` asks for; whether they are."""
+        if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+            return False
+        network, detector = self._pipeline.network, self._pipeline.detector
+        ready = f"{network} on {network.fuser.running.description}"
+        if detector is not None:
+            ready += f"; the detector on {detector.running.description}"
+        size = "{}x{}".format(*self._settings.expected_size)
+        self.get_logger().info(f"ready for images of {size}: {ready}")
+        return True
+
     # --- Lifecycle ----------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -161,7 +173,8 @@ class FuseNode(LifecycleNode):
 
     def _configure(self) -> None:
         parameters = Parameters.from_node(self)
-        network = load_network(parameters, None, self._say_once)
+        size = parameters.expected_size
+        network = load_network(parameters, size, self._say_once)
         self._monitor = Monitor(self.get_logger().warning)
         self._pipeline = Pipeline(parameters, network, self._monitor)
         self._pairer = Pairer(
@@ -174,7 +187,7 @@ class FuseNode(LifecycleNode):
         self._settings = parameters
         if parameters.detect:
             try:
-                self._pipeline.change(detector=load_detector(parameters, self._say_once))
+                self._pipeline.change(detector=load_detector(parameters, size, self._say_once))
             except (EngineError, ValueError) as error:
                 if parameters.detector:
                     raise
@@ -325,9 +338,10 @@ class FuseNode(LifecycleNode):
         if pipeline is None:
             return
         running = pipeline.network
+        size = pipeline.rgb_size or parameters.expected_size
         if not running.fits(parameters):
             try:
-                network = load_network(parameters, pipeline.rgb_size, self._say_once)
+                network = load_network(parameters, size, self._say_once)
             except Exception as error:  # whatever a model file can do
                 self._monitor.fault(
                     "method_load_failed",
@@ -340,7 +354,7 @@ class FuseNode(LifecycleNode):
                 self._say_what_runs(network)
         if parameters.detect and pipeline.detector is None:
             try:
-                pipeline.change(detector=load_detector(parameters, self._say_once))
+                pipeline.change(detector=load_detector(parameters, size, self._say_once))
             except Exception as error:  # as above
                 self._monitor.fault("detector_missing", f"fusing without a detector: {error}")
 
@@ -628,9 +642,12 @@ def main(args: list[str] | None = None) -> int:
         node = FuseNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        if node.get_parameter("autostart").value and not node.start():
+        building = node.get_parameter("build_only").value
+        if building:
+            status = 0 if node.build() else 1
+        elif node.get_parameter("autostart").value and not node.start():
             status = 1
-        while not status and rclpy.ok():
+        while not building and not status and rclpy.ok():
             # Returns now and then, since signals are not seen while it waits.
             executor.spin_once(timeout_sec=0.2)
     except ParameterException as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ __all__ = ["DROPOUT_POLICIES", "QOS", "ParameterError", "Parameters", "Spec", "m
 DROPOUT_POLICIES = ("wait", "pass", "blank")
 QOS = ("reliable", "best_effort")
 
+_USUAL_SIZE = "640x480"
 _TYPES = {
     bool: "true or false",
     int: "a whole number",
@@ -111,6 +113,11 @@ class Parameters:
     """
 
     autostart: bool = _parameter(True, "configure and activate at the start")
+    build_only: bool = _parameter(
+        False,
+        "make the networks ready for image_size, 640x480 where it is empty, which builds and keeps "
+        "TensorRT's engines, and exit",
+    )
     method: str = _parameter(
         "baffm",
         "fusion method, or path of a model of your own (*.onnx)",
@@ -127,6 +134,11 @@ class Parameters:
         "kept; at least 32, or 0 for their own size",
         (0, 16384),
         dynamic=True,
+    )
+    image_size: str = _parameter(
+        "",
+        "size of the RGB images, as in 640x480, for which the networks are made ready at the "
+        "start; empty: when the first one comes",
     )
     detect: bool = _parameter(True, "find objects in the fused image", dynamic=True)
     detector: str = _parameter(
@@ -213,6 +225,12 @@ class Parameters:
                 f"{self.processing_size} px is too small to fuse: expected {SMALLEST} or more, "
                 "or 0 for the images' own size",
             )
+        if self.image_size and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.image_size):
+            raise ParameterError(
+                "image_size",
+                f"'{self.image_size}' is no size: expected width and height in pixels, as in "
+                "640x480, or nothing",
+            )
         if self.gain_low >= self.gain_high:
             raise ParameterError(
                 "gain_low", f"{self.gain_low:g} is not below gain_high, {self.gain_high:g}"
@@ -274,6 +292,15 @@ class Parameters:
     def replace(self, **changes: Any) -> Parameters:
         """These with `changes`; raises `ParameterError` as the constructor does."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def expected_size(self) -> tuple[int, int] | None:
+        """Width and height that the networks are made ready for at the start; None if unknown."""
+        size = self.image_size or (_USUAL_SIZE if self.build_only else "")
+        if not size:
+            return None
+        width, _, height = size.partition("x")
+        return int(width), int(height)
 
     @property
     def rotation(self) -> np.ndarray | None:

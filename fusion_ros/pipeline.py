@@ -83,8 +83,10 @@ def load_network(
     return Network(parameters.method, fuser)
 
 
-def load_detector(parameters: Parameters, log: Callable[[str], None]) -> Detector:
-    """Load the detector that `parameters` ask for.
+def load_detector(
+    parameters: Parameters, size: Size | None, log: Callable[[str], None]
+) -> Detector:
+    """Load the detector that `parameters` ask for, warmed up for images of `size` if known.
 
     Raises EngineError or ValueError saying what is missing and what to do.
     """
@@ -96,12 +98,15 @@ def load_detector(parameters: Parameters, log: Callable[[str], None]) -> Detecto
             f"{error}. `make detector` puts a YOLO at {default_detector_path()}; any other is "
             "named by the parameter detector"
         ) from None
-    return Detector(
+    detector = Detector(
         engine,
         confidence=parameters.confidence,
         iou=parameters.iou,
         classes=parameters.classes,
     )
+    if size:
+        detector.warmup(size)
+    return detector
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,10 @@ def arguments() -> list[DeclareLaunchArgument]:
                 description="arithmetic of the fusion network"),
         declare("processing_size", default_value="",
                 description="longer side at which images are fused, px; 0 for their own size"),
+        declare("image_size", default_value="",
+                description="size of the RGB images, as in 640x480, to be ready for at the start"),
+        declare("build_only", default_value="", choices=["", *boolean],
+                description="make the networks ready for image_size, and exit"),
         declare("qos", default_value="", choices=["", *QOS],
                 description="reliability to ask of the cameras; best_effort matches any"),
         declare("rviz", default_value="false", choices=boolean,
@@ -76,7 +80,7 @@ def start_node(context: LaunchContext) -> list[Node]:
     if not Path(given["params_file"]).is_file():
         raise RuntimeError(f"params_file: there is no file '{given['params_file']}'")
     overrides = {"use_sim_time": given["use_sim_time"] == "true"}
-    names = ("method", "backend", "precision", "qos")
+    names = ("method", "backend", "precision", "image_size", "qos")
     overrides |= {name: given[name] for name in names if given[name]}
     if given["processing_size"]:
         if not given["processing_size"].isdecimal():
@@ -84,8 +88,9 @@ def start_node(context: LaunchContext) -> list[Node]:
                 f"processing_size: expected pixels, such as 320, got '{given['processing_size']}'"
             )
         overrides["processing_size"] = int(given["processing_size"])
-    if given["detect"]:
-        overrides["detect"] = given["detect"] == "true"
+    overrides |= {
+        name: given[name] == "true" for name in ("detect", "build_only") if given[name]
+    }
     return [
         Node(
             package="fusion_ros",

@@ -78,7 +78,7 @@ def pipeline(gpu, average, tmp_path, monkeypatch):
         method=str(average), backend="tensorrt", detector=str(boxes), dropout_policy="pass"
     )
     pipeline = Pipeline(parameters, load_network(parameters, None, print), Monitor())
-    pipeline.change(detector=load_detector(parameters, print))
+    pipeline.change(detector=load_detector(parameters, None, print))
     pipeline.detect(pipeline.fuse(*pair(64, 48, seed=9)))
     return pipeline
 

@@ -17,8 +17,8 @@ from fusion_ros.models import list_methods
 ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = {
     "method", "params_file", "thermal_image", "rgb_image", "thermal_info", "rgb_info", "detect",
-    "backend", "precision", "processing_size", "qos", "rviz", "namespace", "use_sim_time",
-    "fastdds_profile",
+    "backend", "precision", "processing_size", "image_size", "build_only", "qos", "rviz", "namespace",
+    "use_sim_time", "fastdds_profile",
 }  # fmt: skip
 
 

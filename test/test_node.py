@@ -301,6 +301,41 @@ def test_a_wrong_parameter_ends_the_process_with_one_line_that_names_the_choices
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "status", "says"),
+    [
+        ("image_size:=61x43", 0, "ready for images of 61x43: "),
+        ("threads:=1", 0, "ready for images of 640x480: "),
+        ("image_size:=large", 1, "'large' is no size"),
+        ("detector:=/nowhere.onnx", 1, "/nowhere.onnx"),
+    ],
+)
+def test_with_build_only_the_process_makes_the_networks_ready_and_ends(
+    override, status, says, average
+):
+    command = [sys.executable, "-m", "fusion_ros.fuse_node", "--ros-args"]
+    for parameter in ("build_only:=true", f"method:={average}", override):
+        command += ["-p", parameter]
+    run = subprocess.run(
+        [*command, "-r", f"__ns:=/{next(names)}"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )
+    assert (run.returncode, "Traceback" in run.stderr) == (status, False), run.stderr
+    assert says in run.stderr and "fusing by" not in run.stderr
+
+
+def test_engines_for_the_expected_size_are_built_when_the_node_configures(
+    bench, gpu, average, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    boxes = write_detector_onnx(tmp_path / "boxes.onnx", [(0, 0.9, (8, 8, 24, 40))])
+    one = bench(backend="tensorrt", image_size="64x48", detect=True, detector=str(boxes))
+    assert one.node.build()
+    assert gpu.built == [("average.onnx", (48, 64)), ("boxes.onnx", (48, 64))]
+    assert "64x48" in one.node._pipeline.network.fuser.running.description
+    one.node.trigger_cleanup()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_process_cleanly(number, average):
     command = [sys.executable, "-m", "fusion_ros.fuse_node", "--ros-args", "-p", "detect:=false"]

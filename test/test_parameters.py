@@ -32,6 +32,11 @@ def test_defaults_are_allowed():
         ("processing_size", 20, "32 or more, or 0 for"),
         ("processing_size", 0.5, "a whole number"),
         ("processing_size", [320, 240], "a whole number"),
+        ("image_size", "large", "width and height in pixels, as in 640x480"),
+        ("image_size", "640x0", "width and height in pixels, as in 640x480"),
+        ("image_size", "640 x 480", "width and height in pixels, as in 640x480"),
+        ("image_size", 640, "text"),
+        ("build_only", "yes", "true or false"),
         ("backend", "quantum", "onnxruntime_cpu"),
         ("dropout_policy", "panic", "wait, pass, blank"),
         ("gain_mode", "magic", "percentile, linear, none"),
@@ -78,6 +83,13 @@ def test_changes_are_checked_like_everything_else():
     assert parameters.tolerance == 0.1
     with pytest.raises(ParameterError, match="tolerance"):
         parameters.replace(tolerance=-1.0)
+
+
+def test_networks_are_made_ready_for_the_size_that_is_given_or_built_for_the_usual_one():
+    assert Parameters().expected_size is None
+    assert Parameters(image_size="1280x720").expected_size == (1280, 720)
+    assert Parameters(image_size="320x256", build_only=True).expected_size == (320, 256)
+    assert Parameters(build_only=True).expected_size == (640, 480)
 
 
 def test_a_model_of_ones_own_is_a_method(tmp_path):

@@ -153,7 +153,7 @@ def test_boxes_come_from_the_detector_that_is_asked_for(average, tmp_path):
     pipeline = make(parameters)
     thermal, visible = pair(64, 64)
     assert not pipeline.detects and pipeline.detect(pipeline.fuse(thermal, visible)) == []
-    pipeline.change(detector=load_detector(parameters, say_nothing))
+    pipeline.change(detector=load_detector(parameters, None, say_nothing))
     assert pipeline.detects
     found = pipeline.detect(pipeline.fuse(thermal, visible))
     assert [one.class_name for one in found] == ["person"]
@@ -165,4 +165,4 @@ def test_boxes_come_from_the_detector_that_is_asked_for(average, tmp_path):
 def test_a_missing_detector_says_how_to_get_one(average, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(EngineError, match="make detector"):
-        load_detector(average, say_nothing)
+        load_detector(average, None, say_nothing)
