@@ -317,12 +317,15 @@ class Recorder(Node):
             # One size for the whole video, large enough to read; even, as codecs want it.
             scale = max(1.0, LEAST_PANEL / width)
             self._panel = (round(width * scale / 2) * 2, round(height * scale / 2) * 2)
-        method = Path(self.report.values["method"]).stem if self.report else ""
+        values = self.report.values if self.report else {}
+        title = f"fused by {Path(values.get('method', '')).stem}"
+        if values.get("detector", "none") != "none":
+            title += ", with boxes"
         return np.hstack(
             [
                 _panel(thermal, self._panel, self._thermal_title),
                 _panel(rgb, self._panel, f"RGB, {width}x{height}{condition and ', '}{condition}"),
-                _panel(fused, self._panel, f"fused by {method}, with boxes"),
+                _panel(fused, self._panel, title),
             ]
         )
 
