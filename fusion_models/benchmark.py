@@ -155,10 +155,7 @@ def onnxruntime_cuda(path: Path, pair: np.ndarray, repeats: int) -> Stages:
     """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    for dimension, size in zip(("height", "width"), pair.shape[-2:]):
-        options.add_free_dimension_override_by_name(dimension, size)
+    options = _session_options(pair)
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
     provider = ("CUDAExecutionProvider", {"enable_cuda_graph": "1", "use_tf32": "0"})
@@ -188,6 +185,17 @@ def onnxruntime_cuda(path: Path, pair: np.ndarray, repeats: int) -> Stages:
     return Stages(timed["upload"], timed["network"], timed["download"])
 
 
+def _session_options(pair: np.ndarray):
+    """onnxruntime's, with H and W fixed to the pair's: it merges some operators only then."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    for dimension, size in zip(("height", "width"), pair.shape[-2:]):
+        options.add_free_dimension_override_by_name(dimension, size)
+    return options
+
+
 def operator_shares(
     path: Path, pair: np.ndarray, threads: int, repeats: int = 7
 ) -> dict[str, float]:
@@ -198,12 +206,8 @@ def operator_shares(
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options = _session_options(pair)
         options.intra_op_num_threads = threads
-        # As the runtime does: some operators are merged only where sizes are known.
-        for dimension, value in zip(("height", "width"), pair.shape[-2:]):
-            options.add_free_dimension_override_by_name(dimension, value)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])

@@ -13,6 +13,7 @@ import numpy as np
 from fusion_ros.inference import DeviceArray, Engine, EngineError, Rewrite
 from fusion_ros.inference.cache import default_cache_dir
 from fusion_ros.inference.image_graph import IMAGE, detect_in_images
+from fusion_ros.inference.rewritten import ImageForm
 
 FREE_SIZE = 640
 """Input height and width, in pixels, of a model that leaves them free."""
@@ -107,8 +108,7 @@ class Detector:
         self.iou = iou
         self.classes = list(classes)
         self._letterbox: Letterbox | None = None
-        self._allocated_for: tuple[tuple[int, int], str] | None = None
-        self._images: Engine | None = None
+        self._form = ImageForm(engine)
 
     def warmup(self, size: tuple[int, int]) -> None:
         """Look at one black image of `size` (width, height), so that the first real one is fast."""
@@ -116,14 +116,12 @@ class Detector:
 
     def close(self) -> None:
         """Free the networks; nothing runs afterwards."""
-        for engine in (self._images, self.engine):
-            if engine is not None:
-                engine.close()
+        self._form.close()
 
     @property
     def running(self) -> Engine:
         """What runs the network for images of the latest size."""
-        return self._images or self.engine
+        return self._form.running
 
     def image_form(self, size: tuple[int, int]) -> Rewrite:
         """What makes the network one of camera images of `size` (height, width)."""
@@ -175,14 +173,15 @@ class Detector:
         if bgr.ndim != 3 or bgr.shape[2] != 3 or bgr.dtype != np.uint8 or not bgr.size:
             raise ValueError(f"the image must be (H, W, 3) uint8, got {bgr.shape} {bgr.dtype}")
         self._allocate((bgr.shape[1], bgr.shape[0]))
-        if self._images is None:
+        images = self._form.fit(bgr.shape[:2], self.image_form)
+        if images is None:
             self._load(bgr)
             output = self.engine.run({self.engine.inputs[0].name: self._blob})
-        elif on_device is not None and self._images.reads_device:
-            output = self._images.run({IMAGE: on_device})
+        elif on_device is not None and images.reads_device:
+            output = images.run({IMAGE: on_device})
         else:
-            np.copyto(self._feeds[IMAGE][0], bgr)
-            output = self._images.run(self._feeds)
+            np.copyto(self._form.feeds[IMAGE][0], bgr)
+            output = images.run(self._form.feeds)
         boxes, scores, ids = self._decode(next(iter(output.values()))[0])
         corners = self._letterbox.to_source(boxes)
         return [
@@ -195,25 +194,15 @@ class Detector:
         ]
 
     def _allocate(self, source: tuple[int, int]) -> None:
-        """Have the letterbox, and the network or buffers, for images of `source` pixels."""
-        key = (source, self.engine.backend)  # `auto` may have gone on to another
-        if self._allocated_for == key:
+        """Have the letterbox and buffers for images of `source` pixels."""
+        if self._letterbox is not None and self._letterbox.source == source:
             return
-        self._allocated_for = key
         box = self._letterbox = Letterbox.fit(source, self._canvas)
-        if self._images is not None:
-            self._images.close()
         width, height = box.scaled
         self._blob = np.full((1, 3, *self._canvas[::-1]), PADDING / 255, np.float32)
         self._inside = self._blob[0, :, box.top : box.top + height, box.left : box.left + width]
         self._resized = np.empty((height, width, 3), np.uint8)
         self._plane = np.empty((height, width), np.uint8)
-        self._images = None
-        if self.engine.device.startswith("CUDA"):
-            size = source[::-1]
-            self._images = self.engine.rewritten(self.image_form(size), size)
-        if self._images is not None:
-            self._feeds = self._images.buffers(*size)
 
     def _load(self, bgr: np.ndarray) -> None:
         """Letterbox `bgr` into the network's input."""

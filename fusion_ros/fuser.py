@@ -9,6 +9,7 @@ import numpy as np
 
 from fusion_ros.inference import DeviceArray, Engine, EngineError, Rewrite
 from fusion_ros.inference.image_graph import FUSED, THERMAL, VISIBLE, fuse_images
+from fusion_ros.inference.rewritten import ImageForm
 from fusion_ros.upsampling import GuidedUpsampler
 
 MULTIPLE, SMALLEST = 8, 32
@@ -74,9 +75,8 @@ class Fuser:
         stages = ("prepare", "infer", *(["upsample"] if processing_size else []), "colour")
         self.last_ms: dict[str, float] = dict.fromkeys(stages, 0.0)
         self._size: tuple[int, int] = (0, 0)
-        self._convert_on_gpu = convert_on_gpu and engine.device.startswith("CUDA")
-        self._images: Engine | None = None
-        self._images_of: tuple[tuple[int, int], str] | None = None
+        self._form = ImageForm(engine)
+        self._convert_on_gpu = convert_on_gpu
 
     def warmup(self, size: tuple[int, int]) -> None:
         """Fuse one black pair of `size` (width, height), so that the first real one is fast."""
@@ -99,8 +99,7 @@ class Fuser:
             raise ValueError(
                 f"out must be contiguous uint8 {visible_bgr.shape}, got {out.dtype} {out.shape}"
             )
-        self._allocate_images(*size)
-        if self._images is not None:
+        if self._convert_on_gpu and self._form.fit(size, self.image_form) is not None:
             self._fuse_images(start, thermal, visible_bgr, out)
         else:
             self._fuse_arrays(start, thermal, visible_bgr, out)
@@ -109,7 +108,7 @@ class Fuser:
     @property
     def running(self) -> Engine:
         """What runs the network for images of the latest size."""
-        return self._images or self.engine
+        return self._form.running
 
     def image_form(self, size: tuple[int, int]) -> Rewrite | None:
         """What makes the network one of camera images of `size` (height, width).
@@ -125,21 +124,20 @@ class Fuser:
 
     def on_device(self) -> DeviceArray | None:
         """Where the GPU still has the image of the latest `fuse`, [1, H, W, 3] uint8 BGR."""
-        return self._images and self._images.on_device(FUSED)
+        return self._form.images and self._form.images.on_device(FUSED)
 
     def close(self) -> None:
         """Free the networks; nothing runs afterwards."""
-        for engine in (self._images, self.engine):
-            if engine is not None:
-                engine.close()
+        self._form.close()
 
     def _fuse_images(
         self, start: float, thermal: np.ndarray, visible: np.ndarray, out: np.ndarray
     ) -> None:
-        np.copyto(self._image_feeds[THERMAL][0, 0], thermal)
-        np.copyto(self._image_feeds[VISIBLE][0], visible)
+        feeds = self._form.feeds
+        np.copyto(feeds[THERMAL][0, 0], thermal)
+        np.copyto(feeds[VISIBLE][0], visible)
         prepared = perf_counter()
-        fused = self._images.run(self._image_feeds)[FUSED]
+        fused = self._form.images.run(feeds)[FUSED]
         inferred = perf_counter()
         np.copyto(out, fused[0])
         self._time(start, prepared, inferred, inferred)
@@ -193,21 +191,6 @@ class Fuser:
                 f"{thermal.shape}, got {visible.dtype} {visible.shape}: register thermal first"
             )
         return thermal.shape
-
-    def _allocate_images(self, height: int, width: int) -> None:
-        """Have the network that converts images of this size on the GPU, if it is to."""
-        size = (height, width)
-        key = (size, self.engine.backend)  # `auto` may have gone on to another
-        if not self._convert_on_gpu or self._images_of == key:
-            return
-        if self._images is not None:
-            self._images.close()
-        self._images, self._images_of = None, key
-        rewrite = self.image_form(size)
-        if rewrite is not None:
-            self._images = self.engine.rewritten(rewrite, size)
-        if self._images is not None:
-            self._image_feeds = self._images.buffers(height, width)
 
     def _allocate(self, height: int, width: int) -> None:
         if self._size == (height, width):

@@ -60,7 +60,7 @@ def test_a_new_size_gets_a_network_of_its_own_and_the_old_one_goes(gpu, fuser, a
         assert len(gpu.memory) == 4, "inputs and outputs, on both ends"
     assert gpu.built == [("average.onnx", (48, 64)), ("average.onnx", (48, 80))]
     fuser.close()
-    fuser._image_feeds = None
+    fuser._form.feeds = {}
     assert not gpu.memory
 
 
@@ -93,7 +93,7 @@ def test_the_detector_reads_the_fused_image_on_the_gpu(gpu, pipeline, tmp_path):
     cpu = Detector(load_engine(tmp_path / "boxes.onnx", "onnxruntime_cpu"))
     assert found == cpu.detect(fused) and len(found) == 2
     # What it read there is the fused image.
-    address = pipeline.detector._images._latest.inputs.devices["camera_image"]
+    address = pipeline.detector.running._latest.inputs.devices["camera_image"]
     start, block = next((s, b) for s, b in gpu.memory.items() if s == address)
     assert (np.frombuffer(block, np.uint8)[: fused.size] == fused.ravel()).all()
 

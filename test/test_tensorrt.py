@@ -14,7 +14,7 @@ from fusion_ros.detector import Detector
 from fusion_ros.fuser import Fuser
 from fusion_ros.inference import EngineError, cuda, load_engine, tensorrt
 from fusion_ros.inference import build as build_engine
-from fusion_ros.inference.engine import rewritten_files
+from fusion_ros.inference.rewritten import rewritten_files
 from fusion_ros.inference.tensorrt import BuildError, Library, TensorRTEngine
 
 MODELS = sorted(WEIGHTS_DIR.glob("*.onnx"))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from fusion_ros.detector import Detector
 from fusion_ros.fuser import Fuser, padded_size, processed_size
-from fusion_ros.inference.engine import PRECISIONS, Engine, EngineError, Size, rewritten_files
+from fusion_ros.inference.engine import PRECISIONS, Engine, EngineError, Size
 from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine
+from fusion_ros.inference.rewritten import rewritten_files
 from fusion_ros.inference.tensorrt import (
     WORKSPACE_MIB, Build, TensorRTEngine, build, import_library,
 )  # fmt: skip

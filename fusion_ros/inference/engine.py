@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -174,39 +172,6 @@ def is_fp16(onnx: Path) -> bool:
     return onnx.name.endswith(".fp16.onnx")
 
 
-@contextmanager
-def rewritten_files(onnx: Path, rewrite: Rewrite) -> Iterator[Path]:
-    """`onnx`, and its form of the other precision, after `rewrite`, while the context lasts.
-
-    Raises ImportError without the package onnx, EngineError for models that `rewrite` refuses.
-    """
-    from onnx import load, save
-
-    with TemporaryDirectory(prefix="fusion_ros_") as folder:
-        for path in {onnx, fp32_sibling(onnx), fp16_sibling(onnx)}:
-            if path.is_file():
-                save(rewrite(load(path)), Path(folder) / path.name)
-        yield Path(folder) / onnx.name
-
-
-def start_rewritten(
-    onnx: Path, rewrite: Rewrite, start: Callable[[Path], Engine], log: Log
-) -> Engine | None:
-    """What `start` makes of `onnx` after `rewrite`; None, with a line in the log, if it cannot be.
-
-    The file is gone afterwards: `start` has to read all it will need.
-    """
-    try:
-        with rewritten_files(onnx, rewrite) as path:
-            return start(path)
-    except ImportError:
-        log("images are converted on the CPU, not on the GPU: `pip install onnx` for the latter")
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        # Whatever onnx, CUDA or a full disk say to it: the CPU can convert.
-        log(f"images of {onnx.name} are converted on the CPU, not on the GPU: {error}")
-    return None
-
-
 def load_engine(
     onnx: Path | str,
     backend: str = "auto",
@@ -325,15 +290,13 @@ class _UnlessItFails(Engine):
         self._engine.close()
 
     def _try(self, work: Callable[[Engine], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        while True:
-            try:
-                return work(self._engine)
-            except EngineError as error:
-                if self._proven or not self._order:
-                    raise
-                self._log(f"{self._engine.backend} not used: {error}")
-            failed, self._engine = self._engine, _first_that_loads(self._order, self._log)
-            self._order = ()  # what took its place has its own
-            failed.close()
-
-
+        try:
+            return work(self._engine)
+        except EngineError as error:
+            if self._proven or not self._order:
+                raise
+            self._log(f"{self._engine.backend} not used: {error}")
+        failed, self._engine = self._engine, _first_that_loads(self._order, self._log)
+        self._order = ()  # what took its place has its own
+        failed.close()
+        return work(self._engine)

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fusion_ros.inference.engine import EngineError
+from fusion_ros.inference.engine import EngineError, Size
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 THERMAL, VISIBLE, FUSED = "thermal_image", "visible_image", "fused_image"
 """Inputs and output of `fuse_images`."""

@@ -20,8 +20,8 @@ from fusion_ros.inference.engine import (
     Size,
     TensorSpec,
     is_fp16,
-    start_rewritten,
 )
+from fusion_ros.inference.rewritten import start_rewritten
 
 _VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
 DTYPES = {
@@ -110,9 +110,9 @@ class OnnxRuntimeEngine(Engine):
         self._binding = self._session = self._shapes = None
 
     def rewritten(self, rewrite: Rewrite, size: Size) -> Engine | None:
-        # On the CPU OpenCV converts as fast as onnxruntime's kernels do.
-        if self.device == "CPU":
+        if self.device == "CPU":  # where OpenCV converts faster than onnxruntime's kernels
             return None
+
         def start(onnx: Path) -> Engine:
             engine = OnnxRuntimeEngine(onnx, "CUDA", log=self._log)
             engine.run(engine.buffers(*size))

@@ -39,10 +39,10 @@ from fusion_ros.inference.engine import (
     fp16_sibling,
     fp32_sibling,
     is_fp16,
-    start_rewritten,
 )
 from fusion_ros.inference.image_graph import FUSED
 from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine, read_spec
+from fusion_ros.inference.rewritten import start_rewritten
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 WORKSPACE_MIB = 1024
