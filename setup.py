@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Package of the fusion runtime and networks, for pip and for colcon (ament_python)."""
 
 from __future__ import annotations
@@ -73,11 +74,11 @@ setup(
     extras_require={"ros": ROS, "train": TRAIN, "tensorrt": TENSORRT, "test": TEST},
     entry_points={
         "console_scripts": [
-            "fuse_node = fusion_ros.fuse_node:main",
+            "fuse_node = fusion_ros.node.fuse_node:main",
             "camera_node = fusion_ros.cameras.camera_node:main",
-            "demo = fusion_ros.demo:main",
-            "build_engine = fusion_ros.inference.build:main",
-            "benchmark = fusion_ros.benchmark.__main__:main",
+            "demo = fusion_ros.commands.demo:main",
+            "build_engine = fusion_ros.commands.build_engine:main",
+            "benchmark = fusion_ros.commands.benchmark.__main__:main",
         ]
     },
 )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Thermal/RGB fusion networks: registry, objectives, metrics and the trained weights.
 
 Importing this package imports no torch, so that the runtime can find the weights beside it.

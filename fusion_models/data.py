@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Image-pair data sets by folder convention `<root>/{ir,vi}`, checked, mixed and augmented."""
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ class Batch:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return {
-        p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in EXTENSIONS
-    } if folder.is_dir() else {}
+    return (
+        {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in EXTENSIONS}
+        if folder.is_dir()
+        else {}
+    )
 
 
 def read_luminance(path: Path, thermal: bool = False) -> np.ndarray:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Blocks that several methods share: heads, pooled tokens, batch-norm folding."""
 
 from __future__ import annotations

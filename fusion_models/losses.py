@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Terms of fusion objectives that several methods share.
 
 All images are `[B, 1, H, W]` in [0, 1]; all terms are means over the batch, so that weights mean the
@@ -85,7 +86,9 @@ def scd_loss(fused: Tensor, ir: Tensor, vi: Tensor) -> Tensor:
     return (2.0 - correlation(fused - ir, vi) - correlation(fused - vi, ir)).mean()
 
 
-def visual_information_loss(fused: Tensor, ir: Tensor, vi: Tensor, noise: float = 2.0 / 255) -> Tensor:
+def visual_information_loss(
+    fused: Tensor, ir: Tensor, vi: Tensor, noise: float = 2.0 / 255
+) -> Tensor:
     """Negative share of each source's visual information that survives in the fused image.
 
     The pixel-domain VIF of Sheikh and Bovik (2006) at its two finest scales: each local window is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Registry of fusion methods: a network, its objective and its card, found by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Settings of the command-line scripts: defaults, then `key=value` arguments."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Training of any registered method: one code for a CPU, a GPU and several (Lightning Fabric)."""
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from tqdm import tqdm
 
 from fusion_models import create_model, create_objective, model_card
 from fusion_models.data import CropSampler, PairFolder, find_roots
-from fusion_models.metrics import evaluate
+from fusion_models.evaluation.metrics import evaluate
 from fusion_models.settings import ConfigError, parse_arguments
-
 
 OPTIMIZERS = {"adamw": (torch.optim.AdamW, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
 FIRST = 20
@@ -128,6 +128,7 @@ def source_commit() -> str:
     """Commit of the source tree, with `+` when it has changes; '' outside a git checkout."""
     here = Path(__file__).parent
     try:
+
         def git(*a: str) -> str:
             return subprocess.run(
                 ["git", *a], cwd=here, capture_output=True, text=True, check=True
@@ -178,7 +179,9 @@ class Trainer:
         try:
             self.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot write to {self.output} ({error}); give output=<folder>") from error
+            raise ConfigError(
+                f"cannot write to {self.output} ({error}); give output=<folder>"
+            ) from error
         self.sampler, self.validation = self._data()
         model = create_model(config.method, **config.model)
         if config.init:
@@ -216,8 +219,12 @@ class Trainer:
             self.fabric.print(f"mix: no set {', '.join(absent)} in the data: {', '.join(names)}")
         folders = [PairFolder(root, config.limit, tuple(config.salient)) for root in roots]
         sampler = CropSampler(
-            folders, config.crop, config.batch_size, weights if config.mix else None,
-            config.seed, rank=self.fabric.global_rank,
+            folders,
+            config.crop,
+            config.batch_size,
+            weights if config.mix else None,
+            config.seed,
+            rank=self.fabric.global_rank,
         )
         if config.validation == "auto":
             tests = [r.parent / "test" for r in roots if (r.parent / "test" / "ir").is_dir()]
@@ -246,9 +253,14 @@ class Trainer:
     def save(self) -> None:
         """Writes `last.ckpt` (to resume) and `model.safetensors` (the averaged weights)."""
         state = {
-            "model": self.model, "optimizer": self.optimizer, "step": self.step,
-            "seconds": self.seconds, "average": self.average,
-            "first_losses": self.first_losses, "metrics": self.metrics, "curve": self.curve,
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "step": self.step,
+            "seconds": self.seconds,
+            "average": self.average,
+            "first_losses": self.first_losses,
+            "metrics": self.metrics,
+            "curve": self.curve,
         }
         partial = self._last.with_suffix(".partial")
         self.fabric.save(partial, state)
@@ -275,8 +287,12 @@ class Trainer:
             OmegaConf.save(OmegaConf.structured(config), self.output / "config.yaml")
             self.writer = SummaryWriter(self.output, purge_step=self.step or None)
         bar = tqdm(
-            total=config.max_steps, initial=self.step, disable=not fabric.is_global_zero,
-            desc=config.method, mininterval=1.0, dynamic_ncols=True,
+            total=config.max_steps,
+            initial=self.step,
+            disable=not fabric.is_global_zero,
+            desc=config.method,
+            mininterval=1.0,
+            dynamic_ncols=True,
         )
         started = time.monotonic() - self.seconds
         recent: list[torch.Tensor] = []
@@ -404,7 +420,9 @@ class Trainer:
             return None
         shipped = self.config.init == "shipped"
         card = model_card(self.config.method).checkpoint
-        record = card.with_suffix(".json") if shipped else Path(self.config.init).parent / "run.json"
+        record = (
+            card.with_suffix(".json") if shipped else Path(self.config.init).parent / "run.json"
+        )
         if not record.is_file():
             return {"init": Path(self.config.init).name}
         run = json.loads(record.read_text())

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Launches two cameras and the fusion node: `ros2 launch fusion_ros demo.launch.py`.
 
 The arguments of fuse.launch.py hold here too.
@@ -7,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 
-from fusion_ros.cameras.scene import SCENES
+from fusion_ros.cameras.street.scene import SCENES
+from launch import LaunchContext, LaunchDescription
 
 
 def start_cameras(context: LaunchContext) -> list[Node]:
@@ -41,10 +42,15 @@ def generate_launch_description() -> LaunchDescription:
     fuse = Path(__file__).with_name("fuse.launch.py")
     return LaunchDescription(
         [
-            DeclareLaunchArgument("scene", default_value="tour", choices=list(SCENES),
-                                  description="light and weather of the simulated cameras"),
-            DeclareLaunchArgument("data", default_value="",
-                                  description="folder with ir/ and vi/ to show instead"),
+            DeclareLaunchArgument(
+                "scene",
+                default_value="tour",
+                choices=list(SCENES),
+                description="light and weather of the simulated cameras",
+            ),
+            DeclareLaunchArgument(
+                "data", default_value="", description="folder with ir/ and vi/ to show instead"
+            ),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(fuse))),
             OpaqueFunction(function=start_cameras),
         ]

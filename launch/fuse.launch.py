@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Launches the fusion node: `ros2 launch fusion_ros fuse.launch.py method:=baffm`.
 
 `--show-args` lists the arguments. One that is left empty keeps what `params_file` says.
@@ -9,16 +10,16 @@ import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from fusion_ros.fastdds import PROFILE_VARIABLE
 from fusion_ros.inference import BACKENDS, PRECISIONS
-from fusion_ros.models import list_methods
-from fusion_ros.parameters import QOS
+from fusion_ros.inference.models import list_methods
+from fusion_ros.node.fastdds import PROFILE_VARIABLE
+from fusion_ros.node.parameters import QOS
+from launch import LaunchContext, LaunchDescription
 
 CONFIG = Path(get_package_share_directory("fusion_ros"), "config")
 TOPICS = {
@@ -35,34 +36,74 @@ def arguments() -> list[DeclareLaunchArgument]:
     profile = os.environ.get(PROFILE_VARIABLE, str(CONFIG / "fastdds_shm.xml"))
     declare = DeclareLaunchArgument
     return [
-        declare("method", default_value="", choices=["", *list_methods()],
-                description="fusion method"),
-        declare("params_file", default_value=str(CONFIG / "fuse.yaml"),
-                description="YAML file with the node's parameters"),
-        *(declare(name, default_value=topic, description=f"topic to read instead of {topic}")
-          for name, topic in TOPICS.items()),
-        declare("detect", default_value="", choices=["", *boolean],
-                description="find objects in the fused image"),
-        declare("backend", default_value="", choices=["", *BACKENDS],
-                description="what runs the networks"),
-        declare("precision", default_value="", choices=["", *PRECISIONS],
-                description="arithmetic of the fusion network"),
-        declare("processing_size", default_value="",
-                description="longer side at which images are fused, px; 0 for their own size"),
-        declare("image_size", default_value="",
-                description="size of the RGB images, as in 640x480, to be ready for at the start"),
-        declare("build_only", default_value="", choices=["", *boolean],
-                description="make the networks ready for image_size, and exit"),
-        declare("qos", default_value="", choices=["", *QOS],
-                description="reliability to ask of the cameras; best_effort matches any"),
-        declare("rviz", default_value="false", choices=boolean,
-                description="show the images in rviz2"),
+        declare(
+            "method", default_value="", choices=["", *list_methods()], description="fusion method"
+        ),
+        declare(
+            "params_file",
+            default_value=str(CONFIG / "fuse.yaml"),
+            description="YAML file with the node's parameters",
+        ),
+        *(
+            declare(name, default_value=topic, description=f"topic to read instead of {topic}")
+            for name, topic in TOPICS.items()
+        ),
+        declare(
+            "detect",
+            default_value="",
+            choices=["", *boolean],
+            description="find objects in the fused image",
+        ),
+        declare(
+            "backend",
+            default_value="",
+            choices=["", *BACKENDS],
+            description="what runs the networks",
+        ),
+        declare(
+            "precision",
+            default_value="",
+            choices=["", *PRECISIONS],
+            description="arithmetic of the fusion network",
+        ),
+        declare(
+            "processing_size",
+            default_value="",
+            description="longer side at which images are fused, px; 0 for their own size",
+        ),
+        declare(
+            "image_size",
+            default_value="",
+            description="size of the RGB images, as in 640x480, to be ready for at the start",
+        ),
+        declare(
+            "build_only",
+            default_value="",
+            choices=["", *boolean],
+            description="make the networks ready for image_size, and exit",
+        ),
+        declare(
+            "qos",
+            default_value="",
+            choices=["", *QOS],
+            description="reliability to ask of the cameras; best_effort matches any",
+        ),
+        declare(
+            "rviz", default_value="false", choices=boolean, description="show the images in rviz2"
+        ),
         declare("namespace", default_value="", description="namespace of the nodes and topics"),
-        declare("use_sim_time", default_value="false", choices=boolean,
-                description="follow /clock, as played from a bag"),
-        declare("fastdds_profile", default_value=profile,
-                description="Fast DDS profile for large images, which the cameras need too; "
-                "empty for none"),
+        declare(
+            "use_sim_time",
+            default_value="false",
+            choices=boolean,
+            description="follow /clock, as played from a bag",
+        ),
+        declare(
+            "fastdds_profile",
+            default_value=profile,
+            description="Fast DDS profile for large images, which the cameras need too; "
+            "empty for none",
+        ),
     ]
 
 
@@ -88,9 +129,7 @@ def start_node(context: LaunchContext) -> list[Node]:
                 f"processing_size: expected pixels, such as 320, got '{given['processing_size']}'"
             )
         overrides["processing_size"] = int(given["processing_size"])
-    overrides |= {
-        name: given[name] == "true" for name in ("detect", "build_only") if given[name]
-    }
+    overrides |= {name: given[name] == "true" for name in ("detect", "build_only") if given[name]}
     return [
         Node(
             package="fusion_ros",

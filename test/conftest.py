@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """What all tests share: the environment of their processes, the shared data, skips with reasons."""
 
 from __future__ import annotations

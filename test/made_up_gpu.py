@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """A GPU that is plain memory, and a TensorRT on it whose engines are run by onnxruntime.
 
 A "device address" is a host address; work put on the stream while it is captured is done by each
@@ -181,9 +182,7 @@ class _Engine:
 
     def _work(self) -> None:
         feeds = {name: self._at(name, array) for name, array in self._inputs.items()}
-        for (name, array), result in zip(
-            self._outputs.items(), self._session.run(None, feeds)
-        ):
+        for (name, array), result in zip(self._outputs.items(), self._session.run(None, feeds)):
             if array.dtype == np.uint8:
                 result = np.clip(result + 255 * self._offset, 0, 255)
             else:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """A fusion node between two cameras and an observer, each a process of its own, with their times.
 
 Run as a program it shows where the milliseconds of a frame go:
@@ -25,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fusion_ros.fastdds import PROFILE_VARIABLE  # noqa: E402
+from fusion_ros.node.fastdds import PROFILE_VARIABLE  # noqa: E402
 
 _PICTURES = 4
 
@@ -94,7 +95,10 @@ class Rig:
         self._name = name
         self._delay = delay
         self._parameters = {
-            "method": "baffm", "backend": "null", "detect": False, "log_period": 0.0,
+            "method": "baffm",
+            "backend": "null",
+            "detect": False,
+            "log_period": 0.0,
         } | parameters
         self._env = os.environ | {
             PROFILE_VARIABLE: str(ROOT / "config" / "fastdds_shm.xml"),
@@ -104,8 +108,14 @@ class Rig:
         self._status: tuple[float, dict[str, str]] = (0.0, {})
         self._observer = self._python(__file__, "observer", name)
         self._cameras = [
-            self._python(__file__, "camera", f"/{name}/{topic}/image_raw", camera.encoding,
-                         str(camera.width), str(camera.height))
+            self._python(
+                __file__,
+                "camera",
+                f"/{name}/{topic}/image_raw",
+                camera.encoding,
+                str(camera.width),
+                str(camera.height),
+            )
             for topic, camera in (("thermal", thermal), ("rgb", rgb))
         ]
         self.node: subprocess.Popen | None = None
@@ -136,7 +146,7 @@ class Rig:
         if self._delay:
             self.node = self._python("-c", _SLEEPY_NODE, str(self._delay), *arguments)
         else:
-            self.node = self._python("-m", "fusion_ros.fuse_node", *arguments)
+            self.node = self._python("-m", "fusion_ros.node.fuse_node", *arguments)
 
     def warm_up(self) -> None:
         """Start the node and send pairs until they come back."""
@@ -172,8 +182,11 @@ class Rig:
     def memory_mb(self) -> dict[str, float]:
         """Resident memory of the node: all, and that of neither files nor shared segments."""
         lines = Path(f"/proc/{self.node.pid}/status").read_text().splitlines()
-        kb = {name: text.split()[0] for name, _, text in (line.partition(":") for line in lines)
-              if name in ("VmRSS", "RssAnon")}
+        kb = {
+            name: text.split()[0]
+            for name, _, text in (line.partition(":") for line in lines)
+            if name in ("VmRSS", "RssAnon")
+        }
         return {"resident": int(kb["VmRSS"]) / 1024, "anonymous": int(kb["RssAnon"]) / 1024}
 
     def cpu_s(self) -> float:
@@ -183,8 +196,11 @@ class Rig:
 
     def _python(self, *command: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            env=self._env, text=True,
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=self._env,
+            text=True,
         )
 
     def _listen(self) -> None:
@@ -198,7 +214,7 @@ class Rig:
 
 _SLEEPY_NODE = """
 import sys, time
-from fusion_ros import fuse_node
+from fusion_ros.node import fuse_node
 from fusion_ros.inference.null import NullEngine
 
 delay, run = float(sys.argv.pop(1)), NullEngine.run
@@ -219,7 +235,7 @@ def run_camera(topic: str, encoding: str, width: str, height: str) -> None:
     from sensor_msgs.msg import Image
     from std_msgs.msg import Header
 
-    from fusion_ros import images
+    from fusion_ros.frame import images
 
     with node("camera") as own:
         publisher = own.create_publisher(Image, topic, QoSProfile(depth=5))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """What several tests need: small ONNX models written on the spot, and images to feed them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Ablations: the same short schedule with one setting changed a row, and what each row is worth.
 
     python training/ablate.py method=baffm data=../shared/data output=runs/ablations
@@ -21,20 +22,20 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from analyse_interventions import treatment_effects
+from evaluate import Network, find_data
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from analyse_interventions import treatment_effects
-from evaluate import Network, find_data
 from fusion_models import create_model
 from fusion_models.cfi.interventions import KINDS
 from fusion_models.data import PairFolder
-from fusion_models.evaluation import PairSet, evaluate_set, find_sets, write_json
-from fusion_models.export import ExportInfo, export_onnx
+from fusion_models.deploy.export import ExportInfo, export_onnx
+from fusion_models.evaluation.evaluate import PairSet, evaluate_set, find_sets, write_json
 from fusion_models.settings import ConfigError, merge_settings, parse_arguments
 from fusion_models.trainer import Trainer, load_config, source_commit
-from fusion_ros.fuser import Fuser
+from fusion_ros.frame.fuser import Fuser
 from fusion_ros.inference import load_engine
 
 HERE = Path(__file__).resolve().parent
@@ -178,7 +179,9 @@ def main(arguments: list[str]) -> int:
         "schedule": [*SCHEDULE, *passed], "pairs": {s.name: len(s.files) for s in sets},
         "commit": source_commit(), "device": record["device"],
     }  # fmt: skip
-    (output / f"{config.method}.json").write_text(json.dumps({**head, "rows": table}, indent=1) + "\n")
+    (output / f"{config.method}.json").write_text(
+        json.dumps({**head, "rows": table}, indent=1) + "\n"
+    )
     (output / f"{config.method}.md").write_text(text)
     write_json(output / config.method / "evaluation.json", head, results)
     draw_curves({name: r["curve"] for name, r in records.items()}, output / f"{config.method}.png")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Average treatment effects of cfi's interventions (section 4.2.3 of its paper).
 
     python training/analyse_interventions.py data=../shared/data/msrs/test output=effects
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from fusion_models import create_model
 from fusion_models.cfi.interventions import KINDS, intervene
 from fusion_models.data import PairFolder, find_roots
-from fusion_models.metrics import correlation, psnr
+from fusion_models.evaluation.metrics import correlation, psnr
 from fusion_models.settings import merge_settings
 
 DEFAULTS = {"data": "auto", "run": "", "limit": 0, "seed": 0, "output": "runs/effects"}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Figures by kind of scene: the mean hides what happens in scenes that are rare in training.
 
     python training/analyse_scenes.py evaluation=docs/evaluation.json data=../shared/data
@@ -19,12 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-
 from build_dictionary import DEFAULTS as DICTIONARY
 from build_dictionary import load_backbone, scene_features
 from evaluate import find_data
+
 from fusion_models.baffm.dictionary import SHIPPED, SceneDictionary
-from fusion_models.evaluation import find_sets
+from fusion_models.evaluation.evaluate import find_sets
 from fusion_models.settings import ConfigError, merge_settings
 
 DEFAULTS = {
@@ -119,10 +120,16 @@ def main(arguments: list[str]) -> int:
         f"{len(images)} images of {len(np.unique(scenes))} scenes, {count} of them rare "
         f"(entries {', '.join(map(str, sorted(rare)))})\n"
     )
-    print("| method | " + " | ".join(f"{m}: mean, rare, worst" for m in config.metric.split(",")) + " |")
+    print(
+        "| method | "
+        + " | ".join(f"{m}: mean, rare, worst" for m in config.metric.split(","))
+        + " |"
+    )
     print("|---" * (1 + len(config.metric.split(","))) + "|")
     for method, figures in table.items():
-        cells = [f"{f.mean:.3f} {f.rare:.3f} {f.worst:.3f} ({f.worst_scene})" for f in figures.values()]
+        cells = [
+            f"{f.mean:.3f} {f.rare:.3f} {f.worst:.3f} ({f.worst_scene})" for f in figures.values()
+        ]
         print(f"| {method} | " + " | ".join(cells) + " |")
     if config.output:
         result = {m: {k: asdict(f) for k, f in figures.items()} for m, figures in table.items()}

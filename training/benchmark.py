@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Times the networks alone: ONNX, folded and plain eager PyTorch, in turn, in one run.
 
     python training/benchmark.py                              # all methods, 640x480, two threads
@@ -31,7 +32,8 @@ import torch
 from safetensors.torch import load_file
 
 from fusion_models import WEIGHTS_DIR, create_model, list_models
-from fusion_models.benchmark import (
+from fusion_models.deploy.export import reference_pair
+from fusion_models.deploy.speed import (
     PAUSE,
     Stages,
     Timing,
@@ -42,11 +44,10 @@ from fusion_models.benchmark import (
     torch_cuda,
     torch_forms,
 )
-from fusion_models.export import reference_pair
 from fusion_models.settings import ConfigError, merge_settings
 from fusion_models.trainer import source_commit
-from fusion_ros.benchmark.machine import cpu_name
-from fusion_ros.fuser import Fuser
+from fusion_ros.commands.benchmark.machine import cpu_name
+from fusion_ros.frame.fuser import Fuser
 from fusion_ros.inference import PRECISIONS, EngineError, cuda, load_engine
 
 DEFAULTS = {

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Builds baffm's scene dictionary: backbone features of training images, PCA, k-means++.
 
     python training/build_dictionary.py data=../shared/data entries=25
@@ -117,7 +118,9 @@ def main(arguments: list[str]) -> int:
         features = scene_features(backbone, paths, config.size)
         parts[modality] = cluster_scenes(features, config.entries, config.components, config.seed)
         counts = np.bincount(parts[modality].labels, minlength=config.entries)
-        print(f"{modality}: {len(paths)} images in {config.entries} clusters, counts {sorted(counts.tolist())}")
+        print(
+            f"{modality}: {len(paths)} images in {config.entries} clusters, counts {sorted(counts.tolist())}"
+        )
         if config.picture:
             path = Path(config.picture).with_suffix(f".{modality}.png")
             cv2.imwrite(str(path), cluster_picture(paths, parts[modality].labels))

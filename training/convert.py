@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Turns published data sets into the folders that training and evaluation read.
 
     python training/convert.py dataset=msrs source=~/MSRS output=data/msrs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Measures fusion methods side by side: a table, a JSON and a report with pictures.
 
     python training/evaluate.py                                 # all shipped methods, all test sets
@@ -46,19 +47,29 @@ import numpy as np
 from tqdm import tqdm
 
 from fusion_models.data import DataError
-from fusion_models.evaluation import (
-    METRICS, RULES, Fuse, FusedFolder, Pair, PairSet, SetResult, evaluate_set, find_sets,
-    set_folders, spaced, write_json,
+from fusion_models.evaluation.evaluate import (
+    METRICS,
+    RULES,
+    Fuse,
+    FusedFolder,
+    Pair,
+    PairSet,
+    SetResult,
+    evaluate_set,
+    find_sets,
+    set_folders,
+    spaced,
+    write_json,
 )  # fmt: skip
-from fusion_models.report import Plate, write_report
+from fusion_models.evaluation.report import Plate, write_report
 from fusion_models.settings import ConfigError, merge_settings
 from fusion_models.trainer import source_commit
-from fusion_ros.benchmark.machine import cpu_name
-from fusion_ros.fuser import Fuser
+from fusion_ros.commands.benchmark.machine import cpu_name
+from fusion_ros.frame.fuser import Fuser
 from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.inference.engine import fp16_sibling
-from fusion_ros.models import list_methods, model_path
-from fusion_ros.parameters import Parameters
+from fusion_ros.inference.models import list_methods, model_path
+from fusion_ros.node.parameters import Parameters
 
 DEFAULTS = {
     "methods": "shipped", "sets": "", "data": "auto", "peer": "", "limit": 0, "pictures": 6,
@@ -146,7 +157,11 @@ def find_data(data: str) -> Path:
 def host() -> dict:
     """What the figures were computed on; no names of persons or machines."""
     cores = len(os.sched_getaffinity(0))
-    return {"cpu": cpu_name(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    return {
+        "cpu": cpu_name(),
+        "cores": cores,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def versions() -> dict[str, str]:

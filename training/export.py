@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Exports a trained network to the ONNX file the runtime loads.
 
     python training/export.py method=baffm run=runs/baffm     # a training run -> fusion_models/weights
@@ -18,7 +19,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from fusion_models import WEIGHTS_DIR, create_model, model_card
-from fusion_models.export import ExportInfo, export_fp16, export_onnx
+from fusion_models.deploy.export import ExportInfo, export_fp16, export_onnx
 from fusion_models.registry import count_parameters
 from fusion_models.settings import merge_settings
 from fusion_models.trainer import source_commit
@@ -49,7 +50,8 @@ def main(arguments: list[str]) -> int:
         if not path.is_file():
             print(
                 f"export.py: {path} is missing; train with `python training/train.py "
-                f"method={card.name}` and give run=<its output folder>", file=sys.stderr,
+                f"method={card.name}` and give run=<its output folder>",
+                file=sys.stderr,
             )
             return 2
     run = json.loads(record.read_text())

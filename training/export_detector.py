@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Exports a YOLO of ultralytics to ONNX, where the node looks for its detector.
 
     python training/export_detector.py [model] [output]
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fusion_ros.detector import default_detector_path
+from fusion_ros.frame.detector import default_detector_path
 
 SIZE = 640  # input height and width in pixels
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Times fusion at a smaller size beside full size, and draws what becomes of the picture.
 
     python training/processing_size.py                           # all methods, 640x480 at 320
@@ -20,15 +21,15 @@ import sys
 import cv2
 import numpy as np
 
-from fusion_models.benchmark import PAUSE, interleaved
+from fusion_models.deploy.speed import PAUSE, interleaved
 from fusion_models.settings import ConfigError, merge_settings
-from fusion_ros.cameras.scene import CameraModel, thermal_to_rgb
-from fusion_ros.cameras.simulated import SimulatedRgb, SimulatedThermal
-from fusion_ros.fuser import Fuser, processed_size
+from fusion_ros.cameras.street.scene import CameraModel, thermal_to_rgb
+from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal
+from fusion_ros.frame.fuser import Fuser, processed_size
+from fusion_ros.frame.registration import Registration
+from fusion_ros.frame.thermal import GainControl
 from fusion_ros.inference import EngineError, load_engine
-from fusion_ros.models import list_methods, model_path
-from fusion_ros.registration import Registration
-from fusion_ros.thermal import GainControl
+from fusion_ros.inference.models import list_methods, model_path
 
 DEFAULTS = {
     "methods": "", "size": 320, "width": 640, "height": 480, "backend": "onnxruntime_cpu",
@@ -101,8 +102,10 @@ def main(arguments: list[str]) -> int:
         methods = config.methods.split(",") if config.methods else list_methods()
         pair = simulated_pair(*SHOWN[0], width, height)
         if config.repeats:
-            print(f"| | {width}x{height} ms | {fused_at[1]}x{fused_at[0]} ms | times as fast "
-                  "| of it network | upsampling | the rest |\n|---|---|---|---|---|---|---|")
+            print(
+                f"| | {width}x{height} ms | {fused_at[1]}x{fused_at[0]} ms | times as fast "
+                "| of it network | upsampling | the rest |\n|---|---|---|---|---|---|---|"
+            )
         for number, method in enumerate(methods):
             fusers = [
                 Fuser(
@@ -141,8 +144,10 @@ def times(method: str, fusers: list[Fuser], pair: tuple, repeats: int) -> str:
     full, small = (t.median_ms for t in interleaved(forms, repeats, pause=PAUSE).values())
     infer, upsample = (np.median([s[name] for s in stages]) for name in ("infer", "upsample"))
     rest = np.median([s["prepare"] + s["colour"] for s in stages])
-    return (f"| {method} | {full:.0f} | {small:.1f} | {full / small:.1f} | {infer:.1f} "
-            f"| {upsample:.1f} | {rest:.1f} |")
+    return (
+        f"| {method} | {full:.0f} | {small:.1f} | {full / small:.1f} | {infer:.1f} "
+        f"| {upsample:.1f} | {rest:.1f} |"
+    )
 
 
 if __name__ == "__main__":

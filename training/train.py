@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Trains a fusion method.
 
     python training/train.py                                   # baffm on the data it finds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Trains every method one after another, exports each, and evaluates them side by side.
 
     python training/train_all.py data=../shared/data output=runs/full max_steps=20000 \
@@ -63,10 +64,15 @@ def main(arguments: list[str]) -> int:
         print(f"== {method}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
     done = [str(output / "weights" / f"{m}.onnx") for m in methods.split(",") if m not in failed]
     data = next((a for a in passed if a.startswith("data=")), "data=auto")
-    if done and run("evaluate.py", f"methods={','.join(done)}", data, f"output={output / 'evaluation'}"):
+    if done and run(
+        "evaluate.py", f"methods={','.join(done)}", data, f"output={output / 'evaluation'}"
+    ):
         failed.append("evaluation")
     if failed:
-        print(f"train_all.py: failed: {', '.join(failed)}; repeat the command to go on", file=sys.stderr)
+        print(
+            f"train_all.py: failed: {', '.join(failed)}; repeat the command to go on",
+            file=sys.stderr,
+        )
     return bool(failed)
 
 

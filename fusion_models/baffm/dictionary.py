@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """The confounder dictionary of baffm: typical scenes, one vector a scene, for each modality."""
 
 from __future__ import annotations
@@ -40,16 +41,22 @@ class SceneDictionary:
                 f"{path}: no scene dictionary; build one with `python training/build_dictionary.py`"
             )
         with np.load(path) as data:
-            tensors = [torch.from_numpy(data[k].astype(np.float32)) for k in
-                       ("ir", "vi", "frequency_ir", "frequency_vi")]
+            tensors = [
+                torch.from_numpy(data[k].astype(np.float32))
+                for k in ("ir", "vi", "frequency_ir", "frequency_vi")
+            ]
             projections = [data.get(f"projection_{modality}") for modality in ("ir", "vi")]
             return cls(*tensors, str(data["backbone"]), *projections)
 
     def save(self, path: Path) -> None:
         projections = {"projection_ir": self.projection_ir, "projection_vi": self.projection_vi}
         np.savez_compressed(
-            path, ir=self.ir.numpy(), vi=self.vi.numpy(), frequency_ir=self.frequency_ir.numpy(),
-            frequency_vi=self.frequency_vi.numpy(), backbone=self.backbone,
+            path,
+            ir=self.ir.numpy(),
+            vi=self.vi.numpy(),
+            frequency_ir=self.frequency_ir.numpy(),
+            frequency_vi=self.frequency_vi.numpy(),
+            backbone=self.backbone,
             **{name: p.astype(np.float16) for name, p in projections.items() if p is not None},
         )
 
@@ -114,6 +121,8 @@ def cluster_scenes(
     turn = pca.components_.T / scale
     projection = np.vstack((turn, -pca.mean_[None] @ turn))
     return SceneClusters(
-        means.cluster_centers_.astype(np.float32), frequency.astype(np.float32), means.labels_,
+        means.cluster_centers_.astype(np.float32),
+        frequency.astype(np.float32),
+        means.labels_,
         projection.astype(np.float32),
     )

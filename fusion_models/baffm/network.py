@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Network of baffm: unrolled low-rank/sparse features, back-door adjustment, reconstruction.
 
 Paper: causality-driven infrared and visible image fusion by a back-door adjustment based feature
@@ -40,8 +41,12 @@ class LowRankSparse(nn.Module):
         super().__init__()
         width = 2 * channels
         self.first = nn.Conv2d(1, width, 3, padding=1, bias=False)
-        self.down = nn.ModuleList(nn.Conv2d(width, 1, 3, padding=1, bias=False) for _ in range(BLOCKS))
-        self.up = nn.ModuleList(nn.Conv2d(1, width, 3, padding=1, bias=False) for _ in range(BLOCKS))
+        self.down = nn.ModuleList(
+            nn.Conv2d(width, 1, 3, padding=1, bias=False) for _ in range(BLOCKS)
+        )
+        self.up = nn.ModuleList(
+            nn.Conv2d(1, width, 3, padding=1, bias=False) for _ in range(BLOCKS)
+        )
         self.threshold = nn.Parameter(torch.full((1, width, 1, 1), 0.01))
         self.memory = nn.Parameter(torch.ones(()))
 
@@ -52,9 +57,7 @@ class LowRankSparse(nn.Module):
         z = F.softshrink(F.conv2d(x, self.first.weight * inverse, padding=1), 1.0)
         for down, up in zip(self.down, self.up):
             rest = x - F.conv2d(z, down.weight * t, padding=1)
-            z = F.softshrink(
-                self.memory * z + F.conv2d(rest, up.weight * inverse, padding=1), 1.0
-            )
+            z = F.softshrink(self.memory * z + F.conv2d(rest, up.weight * inverse, padding=1), 1.0)
         return z * t
 
 
@@ -220,8 +223,10 @@ class Baffm(nn.Module):
             self.adjust_ir = adjusted(scenes.ir, scenes.frequency_ir)
             self.adjust_vi = adjusted(scenes.vi, scenes.frequency_vi)
         self.fuse = nn.Sequential(
-            nn.Conv2d(2 * width, width, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(2 * width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
         )
         self.reconstruct = nn.Conv2d(width, 1, 3, padding=1)
         self.head = ResidualTanhHead()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Objective of baffm. The paper leaves it open; see docs/methods.md for the choice made here."""
 
 from __future__ import annotations
@@ -6,7 +7,11 @@ from torch import Tensor, nn
 
 from fusion_models.data import Batch
 from fusion_models.losses import (
-    FusionTarget, scd_loss, sobel, ssim_loss, visual_information_loss,
+    FusionTarget,
+    scd_loss,
+    sobel,
+    ssim_loss,
+    visual_information_loss,
 )
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Network of caf: two shallow encoders, three densely connected layers, three reducing ones.
 
 Paper: Liu et al., Where Elegance Meets Precision: Towards a Compact, Automatic, and Flexible

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Objective of caf: the fifteen-term loss whose weights a perception task searches (section 3.3)."""
 
 from __future__ import annotations
@@ -8,7 +9,11 @@ from torch import Tensor, nn
 
 from fusion_models.data import Batch
 from fusion_models.losses import (
-    FusionTarget, scd_loss, sobel, ssim_loss, visual_information_loss,
+    FusionTarget,
+    scd_loss,
+    sobel,
+    ssim_loss,
+    visual_information_loss,
 )
 
 TERMS = (

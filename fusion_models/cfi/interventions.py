@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Interventions on the inputs that cfi is trained under: masked blocks and missing modalities."""
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def block_mask(shape: torch.Size, generator: torch.Generator | None = None, free
     rows, columns = max(height // BLOCK, 1), max(width // BLOCK, 1)
     rank = torch.rand(batch, rows * columns, generator=generator)
     if free is not None:
-        rank = rank + 2.0 * (1.0 - free[:, 0, ::BLOCK, ::BLOCK][:, :rows, :columns].flatten(1).cpu())
+        rank = rank + 2.0 * (
+            1.0 - free[:, 0, ::BLOCK, ::BLOCK][:, :rows, :columns].flatten(1).cpu()
+        )
     count = torch.randint(BLOCKS[0], BLOCKS[1] + 1, (batch, 1), generator=generator)
     zeros = rank.argsort(1).argsort(1) < count
     grid = (~zeros).float().view(batch, 1, rows, columns)

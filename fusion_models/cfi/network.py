@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Network of cfi: shared encoders at three scales, causal feature integrators, adding decoder.
 
 Paper: Wang et al., Multi-Modal Image Fusion via Intervention-Stable Feature Learning (cfi).
@@ -30,7 +31,8 @@ MODALITIES = ("ir", "vi")
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs),
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
         nn.LeakyReLU(0.01),
     )
 
@@ -63,12 +65,15 @@ class FoldedEncoder(nn.Module):
 
     def __init__(self, trained: SiameseEncoder):
         super().__init__()
-        self.convs = nn.ModuleDict({
-            m: nn.ModuleList(
-                fuse_conv_bn_eval(conv, norm) for conv, norm in zip(trained.convs, trained.norms[m])
-            )
-            for m in MODALITIES
-        })
+        self.convs = nn.ModuleDict(
+            {
+                m: nn.ModuleList(
+                    fuse_conv_bn_eval(conv, norm)
+                    for conv, norm in zip(trained.convs, trained.norms[m])
+                )
+                for m in MODALITIES
+            }
+        )
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
         for conv in self.convs[modality]:

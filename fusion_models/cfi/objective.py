@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Objective of cfi: fusion, invariance under masks, necessity of both modalities (eq. 9 to 13)."""
 
 from __future__ import annotations
@@ -9,7 +10,12 @@ from torch import Tensor, nn
 from fusion_models.cfi.interventions import KINDS, intervene
 from fusion_models.data import Batch
 from fusion_models.losses import (
-    FusionTarget, laplacian, scd_loss, sobel, stronger, visual_information_loss,
+    FusionTarget,
+    laplacian,
+    scd_loss,
+    sobel,
+    stronger,
+    visual_information_loss,
 )
 
 
@@ -74,7 +80,9 @@ class CfiObjective(nn.Module):
             + (1 - mean_gate) * (1 - mean_gate).clamp_min(1e-6).log()
         ).mean()
         regular = (mean_gate.mean() - 0.3).abs() + self.gate_entropy * entropy
-        stability = sum(((case - clean) * mean_gate).abs().mean() for case in (complementary, random))
+        stability = sum(
+            ((case - clean) * mean_gate).abs().mean() for case in (complementary, random)
+        )
         difference = (clean - no_ir).abs().mean() + (clean - no_vi).abs().mean()
         if self.necessity_sign < 0:
             difference = difference.clamp_max(self.necessity_margin)

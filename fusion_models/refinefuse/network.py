@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Network of refinefuse: SFIM on shallow, PSIM on deep features, FIM in the decoder.
 
 Paper: RefineFuse, a multi-scale interaction network for multi-modal image fusion.
@@ -149,9 +150,11 @@ class RefineFuse(nn.Module):
         super().__init__()
         w1, w2, w3, w4 = widths
         for modality in ("ir", "vi"):
-            setattr(self, f"encode_{modality}", nn.ModuleList(
-                (_conv(1, w1), _conv(w1, w2, 2), _conv(w2, w3, 2), _conv(w3, w4, 2))
-            ))
+            setattr(
+                self,
+                f"encode_{modality}",
+                nn.ModuleList((_conv(1, w1), _conv(w1, w2, 2), _conv(w2, w3, 2), _conv(w3, w4, 2))),
+            )
         # Pooling strides for 640x480: 10 x 8 and 5 x 4 samples a token before the resize.
         self.interact = nn.ModuleList(
             (Sfim(w1, sfim), Sfim(w2, sfim), Psim(w3, 8, psim), Psim(w4, 4, psim))
@@ -163,7 +166,9 @@ class RefineFuse(nn.Module):
         self.decode = nn.ModuleList((decode(w4, w3), decode(2 * w3, w2), decode(2 * w2, w2)))
         self.integrate = nn.ModuleList((Fim(w3, w3, fim), Fim(w2, w2, fim), Fim(w2, w1, fim)))
         self.reconstruct = nn.Sequential(
-            *_conv(w2 + w1, decoder), *_conv(decoder, w2), *_conv(w2, w1),
+            *_conv(w2 + w1, decoder),
+            *_conv(decoder, w2),
+            *_conv(w2, w1),
             nn.Conv2d(w1, 1, 3, padding=1),
         )
         self.head = ResidualTanhHead()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Objective of refinefuse: masked intensity and texture (eq. 6 to 9)."""
 
 from __future__ import annotations
@@ -7,7 +8,12 @@ from torch import Tensor, nn
 
 from fusion_models.data import Batch
 from fusion_models.losses import (
-    FusionTarget, contrast_mask, gradient_magnitude, scd_loss, sobel, visual_information_loss,
+    FusionTarget,
+    contrast_mask,
+    gradient_magnitude,
+    scd_loss,
+    sobel,
+    visual_information_loss,
 )
 
 INTENSITIES = ("masked", "plain", "max")

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Simulated and file-backed thermal and RGB cameras."""

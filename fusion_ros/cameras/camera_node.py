@@ -1,21 +1,23 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """ROS node of one camera, simulated or from files: `image_raw` and `camera_info` on a time grid.
 
 Frame k is due at start_time + k / rate on the node's clock. Two camera processes with the same
 `start_time` therefore agree on every due time without talking to each other: simulated cameras
 show the same moment of the same world, file cameras the same pair at the same stamp.
 """
+
 from __future__ import annotations
 
-from dataclasses import dataclass
 import math
 import signal
 import sys
 import time
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from rcl_interfaces.msg import ParameterDescriptor
 import rclpy
+from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.duration import Duration
 from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -25,16 +27,27 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from .. import images
-from . import scene
-from .files import FilesError, PairFolder
-from .simulated import COUNTS_PER_KELVIN, ZERO_CELSIUS, SimulatedRgb, SimulatedThermal
+from fusion_ros.cameras.files import FilesError, PairFolder
+from fusion_ros.cameras.street import scene
+from fusion_ros.cameras.street.simulated import (
+    COUNTS_PER_KELVIN,
+    ZERO_CELSIUS,
+    SimulatedRgb,
+    SimulatedThermal,
+)
+from fusion_ros.frame import images
 
-ENCODINGS = {'thermal': ('mono16', '16UC1', 'mono8', '8UC1'),
-             'rgb': ('bgr8', 'rgb8', 'bgra8', 'rgba8', 'mono8', '8UC3')}
-_FROM_BGR = {'rgb8': cv2.COLOR_BGR2RGB, 'bgra8': cv2.COLOR_BGR2BGRA, 'rgba8': cv2.COLOR_BGR2RGBA,
-             'mono8': cv2.COLOR_BGR2GRAY}
-_MAX_JITTER = 0.45           # of a period, so that frames keep their order
+ENCODINGS = {
+    "thermal": ("mono16", "16UC1", "mono8", "8UC1"),
+    "rgb": ("bgr8", "rgb8", "bgra8", "rgba8", "mono8", "8UC3"),
+}
+_FROM_BGR = {
+    "rgb8": cv2.COLOR_BGR2RGB,
+    "bgra8": cv2.COLOR_BGR2BGRA,
+    "rgba8": cv2.COLOR_BGR2RGBA,
+    "mono8": cv2.COLOR_BGR2GRAY,
+}
+_MAX_JITTER = 0.45  # of a period, so that frames keep their order
 
 
 class ParameterError(ValueError):
@@ -44,6 +57,7 @@ class ParameterError(ValueError):
 @dataclass(frozen=True)
 class Settings:
     """Values of the node's parameters, checked."""
+
     camera: str
     source: str
     path: str
@@ -56,7 +70,7 @@ class Settings:
     encoding: str
     frames: int
     loop: bool
-    start_ns: int            # 0: the grid starts at the clock's zero
+    start_ns: int  # 0: the grid starts at the clock's zero
     offset_ns: int
     jitter: float
     wait_for_subscribers: int
@@ -66,31 +80,59 @@ class Settings:
 
 # name: (default, description, (low, high) or None, choices or None)
 _PARAMETERS = {
-    'camera': ('rgb', 'which camera this node is', None, ('thermal', 'rgb')),
-    'source': ('simulated', 'where frames come from', None, ('simulated', 'files')),
-    'path': ('', 'source files: folder with ir/ and vi/', None, None),
-    'scene': ('tour', 'source simulated: light and weather', None, scene.SCENES),
-    'seed': (0, 'source simulated: which street; the same for both cameras', (0, 2 ** 31 - 1),
-             None),
-    'rate': (0.0, 'frames per second; 0: 30 for rgb, 9 for thermal, 10 for files', (0.0, 240.0),
-             None),
-    'width': (0, 'pixels; 0: 640 for rgb, 320 for thermal, as stored for files', (0, 4096), None),
-    'height': (0, 'pixels; 0: 480 for rgb, 256 for thermal, as stored for files', (0, 4096), None),
-    'fov': (0.0, 'source simulated: horizontal field of view in degrees; 0: 60 for rgb, 66 for '
-            'thermal', (0.0, 120.0), None),
-    'encoding': ('', 'of the published images; empty: bgr8 for rgb, mono16 for thermal, from files '
-                 'as deep as stored', None, None),
-    'frames': (0, 'end after so many frames, counting from start_time if that is set; 0: never',
-               (0, 2 ** 31 - 1), None),
-    'loop': (True, 'source files: start over after the last pair', None, None),
-    'clock_offset': (0.0, "seconds by which this camera's stamps run ahead of the node's clock",
-                     (-10.0, 10.0), None),
-    'jitter': (0.0, 'standard deviation of the time of exposure in seconds', (0.0, 1.0), None),
-    'wait_for_subscribers': (0, 'send nothing before so many subscribe to image_raw', (0, 100),
-                             None),
-    'qos': ('reliable', 'reliability of image_raw and camera_info', None,
-            ('reliable', 'best_effort')),
-    'frame_id': ('', 'of the headers; empty: <camera>_optical_frame', None, None),
+    "camera": ("rgb", "which camera this node is", None, ("thermal", "rgb")),
+    "source": ("simulated", "where frames come from", None, ("simulated", "files")),
+    "path": ("", "source files: folder with ir/ and vi/", None, None),
+    "scene": ("tour", "source simulated: light and weather", None, scene.SCENES),
+    "seed": (0, "source simulated: which street; the same for both cameras", (0, 2**31 - 1), None),
+    "rate": (
+        0.0,
+        "frames per second; 0: 30 for rgb, 9 for thermal, 10 for files",
+        (0.0, 240.0),
+        None,
+    ),
+    "width": (0, "pixels; 0: 640 for rgb, 320 for thermal, as stored for files", (0, 4096), None),
+    "height": (0, "pixels; 0: 480 for rgb, 256 for thermal, as stored for files", (0, 4096), None),
+    "fov": (
+        0.0,
+        "source simulated: horizontal field of view in degrees; 0: 60 for rgb, 66 for thermal",
+        (0.0, 120.0),
+        None,
+    ),
+    "encoding": (
+        "",
+        "of the published images; empty: bgr8 for rgb, mono16 for thermal, from files "
+        "as deep as stored",
+        None,
+        None,
+    ),
+    "frames": (
+        0,
+        "end after so many frames, counting from start_time if that is set; 0: never",
+        (0, 2**31 - 1),
+        None,
+    ),
+    "loop": (True, "source files: start over after the last pair", None, None),
+    "clock_offset": (
+        0.0,
+        "seconds by which this camera's stamps run ahead of the node's clock",
+        (-10.0, 10.0),
+        None,
+    ),
+    "jitter": (0.0, "standard deviation of the time of exposure in seconds", (0.0, 1.0), None),
+    "wait_for_subscribers": (
+        0,
+        "send nothing before so many subscribe to image_raw",
+        (0, 100),
+        None,
+    ),
+    "qos": (
+        "reliable",
+        "reliability of image_raw and camera_info",
+        None,
+        ("reliable", "best_effort"),
+    ),
+    "frame_id": ("", "of the headers; empty: <camera>_optical_frame", None, None),
 }
 
 
@@ -100,47 +142,70 @@ def _declare(node: Node) -> Settings:
     for name, (default, description, limits, choices) in _PARAMETERS.items():
         kind = type(default)
         # `rate:=10` arrives as an integer; a strict double parameter would refuse it.
-        descriptor = ParameterDescriptor(description=description, read_only=True,
-                                         dynamic_typing=kind is float)
+        descriptor = ParameterDescriptor(
+            description=description, read_only=True, dynamic_typing=kind is float
+        )
         if choices:
-            descriptor.additional_constraints = 'one of: ' + ', '.join(choices)
+            descriptor.additional_constraints = "one of: " + ", ".join(choices)
         elif limits:
-            descriptor.additional_constraints = f'from {limits[0]} to {limits[1]}'
+            descriptor.additional_constraints = f"from {limits[0]} to {limits[1]}"
         try:
             value = node.declare_parameter(name, default, descriptor).value
         except InvalidParameterTypeException as error:
-            raise ParameterError(f'parameter {name}: expected {kind.__name__}, {error}') from error
+            raise ParameterError(f"parameter {name}: expected {kind.__name__}, {error}") from error
         if kind is float:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ParameterError(f'parameter {name}: {value!r} is not a number')
+                raise ParameterError(f"parameter {name}: {value!r} is not a number")
             value = float(value)
         if choices and value not in choices:
             raise ParameterError(f"parameter {name}: '{value}' is none of {', '.join(choices)}")
         if limits and not limits[0] <= value <= limits[1]:
-            raise ParameterError(f'parameter {name}: {value} is not from {limits[0]} to '
-                                 f'{limits[1]}')
+            raise ParameterError(
+                f"parameter {name}: {value} is not from {limits[0]} to {limits[1]}"
+            )
         values[name] = value
     start = node.declare_parameter(
-        'start_time', 0.0, ParameterDescriptor(
+        "start_time",
+        0.0,
+        ParameterDescriptor(
             description="zero of scene time and frame grid: the clock's seconds, or nanoseconds as "
-            'a string; the same for both cameras. 0: the zero of the clock',
-            read_only=True, dynamic_typing=True)).value
-    encodings = ENCODINGS[values['camera']]
-    if values['encoding'] and values['encoding'] not in encodings:
-        raise ParameterError(f"parameter encoding: '{values['encoding']}' is none of "
-                             f"{', '.join(encodings)} of the {values['camera']} camera")
-    if values['source'] == 'files' and not values['path']:
-        raise ParameterError('parameter path: needed with source files, a folder with ir/ and vi/')
-    if bool(values['width']) != bool(values['height']):
-        raise ParameterError('parameters width and height: give both or none')
-    thermal = values['camera'] == 'thermal'
-    rate = values['rate'] or (10.0 if values['source'] == 'files' else 9.0 if thermal else 30.0)
+            "a string; the same for both cameras. 0: the zero of the clock",
+            read_only=True,
+            dynamic_typing=True,
+        ),
+    ).value
+    encodings = ENCODINGS[values["camera"]]
+    if values["encoding"] and values["encoding"] not in encodings:
+        raise ParameterError(
+            f"parameter encoding: '{values['encoding']}' is none of "
+            f"{', '.join(encodings)} of the {values['camera']} camera"
+        )
+    if values["source"] == "files" and not values["path"]:
+        raise ParameterError("parameter path: needed with source files, a folder with ir/ and vi/")
+    if bool(values["width"]) != bool(values["height"]):
+        raise ParameterError("parameters width and height: give both or none")
+    thermal = values["camera"] == "thermal"
+    rate = values["rate"] or (10.0 if values["source"] == "files" else 9.0 if thermal else 30.0)
     return Settings(
-        values['camera'], values['source'], values['path'], values['scene'], values['seed'], rate,
-        values['width'], values['height'], values['fov'], values['encoding'], values['frames'],
-        values['loop'], _start_ns(start), round(values['clock_offset'] * 1e9), values['jitter'],
-        values['wait_for_subscribers'], values['qos'] == 'reliable',
-        values['frame_id'] or f"{values['camera']}_optical_frame")
+        values["camera"],
+        values["source"],
+        values["path"],
+        values["scene"],
+        values["seed"],
+        rate,
+        values["width"],
+        values["height"],
+        values["fov"],
+        values["encoding"],
+        values["frames"],
+        values["loop"],
+        _start_ns(start),
+        round(values["clock_offset"] * 1e9),
+        values["jitter"],
+        values["wait_for_subscribers"],
+        values["qos"] == "reliable",
+        values["frame_id"] or f"{values['camera']}_optical_frame",
+    )
 
 
 def _start_ns(value) -> int:
@@ -150,14 +215,16 @@ def _start_ns(value) -> int:
             start = int(value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             # No clock counts 3 million years of seconds: so large an integer is nanoseconds.
-            start = value if isinstance(value, int) and value > 10 ** 14 else round(value * 1e9)
+            start = value if isinstance(value, int) and value > 10**14 else round(value * 1e9)
         else:
             raise ValueError
         if start < 0:
             raise ValueError
     except (ValueError, OverflowError):
-        raise ParameterError(f'parameter start_time: {value!r} is neither seconds as a number nor '
-                             'nanoseconds as a string of digits') from None
+        raise ParameterError(
+            f"parameter start_time: {value!r} is neither seconds as a number nor "
+            "nanoseconds as a string of digits"
+        ) from None
     return start
 
 
@@ -167,14 +234,15 @@ class _SimulatedSource:
     count = math.inf
 
     def __init__(self, settings: Settings) -> None:
-        thermal = settings.camera == 'thermal'
+        thermal = settings.camera == "thermal"
         usual = scene.THERMAL_CAMERA if thermal else scene.RGB_CAMERA
         fov = settings.fov or (66.0 if thermal else 60.0)
         try:
-            self.model = scene.CameraModel.from_fov(settings.width or usual.width,
-                                                    settings.height or usual.height, fov)
+            self.model = scene.CameraModel.from_fov(
+                settings.width or usual.width, settings.height or usual.height, fov
+            )
         except ValueError as error:
-            raise ParameterError(f'parameters width, height, fov: {error}') from error
+            raise ParameterError(f"parameters width, height, fov: {error}") from error
         make = SimulatedThermal if thermal else SimulatedRgb
         self._camera = make(self.model, settings.scene, settings.seed)
         self.span = tuple((c + ZERO_CELSIUS) * COUNTS_PER_KELVIN for c in (-10.0, 45.0))
@@ -191,17 +259,18 @@ class _FilesSource:
 
     def __init__(self, settings: Settings) -> None:
         self._pairs = PairFolder(settings.path)
-        self._read = self._pairs.thermal if settings.camera == 'thermal' else self._pairs.visible
+        self._read = self._pairs.thermal if settings.camera == "thermal" else self._pairs.visible
         self._size = (settings.width, settings.height) if settings.width else None
         self.count = math.inf if settings.loop else len(self._pairs)
-        self._read(0)            # an unreadable folder is an error before anything is sent
+        self._read(0)  # an unreadable folder is an error before anything is sent
 
     def frame(self, index: int, scene_s: float) -> np.ndarray:
         image = self._read(index)
         if self._size and image.shape[1::-1] != self._size:
             shrinks = self._size[0] < image.shape[1]
-            image = cv2.resize(image, self._size,
-                               interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+            image = cv2.resize(
+                image, self._size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            )
         return image
 
 
@@ -212,15 +281,15 @@ def encode(frame: np.ndarray, encoding: str, span: tuple) -> tuple[np.ndarray, s
     """
     if frame.ndim == 3:
         code = _FROM_BGR.get(encoding)
-        return (frame if code is None else cv2.cvtColor(frame, code)), encoding or 'bgr8'
+        return (frame if code is None else cv2.cvtColor(frame, code)), encoding or "bgr8"
     deep = frame.dtype == np.uint16
     if not encoding:
-        return frame, 'mono16' if deep else 'mono8'
+        return frame, "mono16" if deep else "mono8"
     low, high = span
-    if deep and encoding in ('mono8', '8UC1'):
+    if deep and encoding in ("mono8", "8UC1"):
         scaled = (frame.astype(np.float32) - low) * (255.0 / (high - low))
         frame = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    elif not deep and encoding in ('mono16', '16UC1'):
+    elif not deep and encoding in ("mono16", "16UC1"):
         frame = frame.astype(np.uint16) * 257
     return frame, encoding
 
@@ -229,14 +298,18 @@ class CameraNode(Node):
     """Publishes `image_raw` and `camera_info` relative to its namespace, thermal or rgb."""
 
     def __init__(self, **kwargs) -> None:
-        super().__init__('camera_node', **kwargs)
+        super().__init__("camera_node", **kwargs)
         self.settings = _declare(self)
-        make = _FilesSource if self.settings.source == 'files' else _SimulatedSource
+        make = _FilesSource if self.settings.source == "files" else _SimulatedSource
         self._source = make(self.settings)
-        qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE if self.settings.reliable
-                         else ReliabilityPolicy.BEST_EFFORT)
-        self._images = self.create_publisher(Image, 'image_raw', qos)
-        self._infos = self.create_publisher(CameraInfo, 'camera_info', qos)
+        qos = QoSProfile(
+            depth=5,
+            reliability=ReliabilityPolicy.RELIABLE
+            if self.settings.reliable
+            else ReliabilityPolicy.BEST_EFFORT,
+        )
+        self._images = self.create_publisher(Image, "image_raw", qos)
+        self._infos = self.create_publisher(CameraInfo, "camera_info", qos)
         self._image = Image()
         # Served between frames by the thread that sends them: /clock, parameter services.
         self._waiter = SingleThreadedExecutor(context=self.context)
@@ -265,19 +338,21 @@ class CameraNode(Node):
             exposed = s.start_ns + round(index * 1e9 / s.rate) + self._jitter_ns(index)
             # Drawn ahead of time: what is left to do when the frame is due is to send it.
             frame = self._frame(index - origin, (exposed - s.start_ns) * 1e-9)
-            if not self._sleep_until(exposed):   # the clock went back, or shutdown
+            if not self._sleep_until(exposed):  # the clock went back, or shutdown
                 index = self._next_index()
                 origin = self._origin(index)
                 continue
-            tried += 1                           # unreadable frames too, or it might never end
+            tried += 1  # unreadable frames too, or it might never end
             if frame is not None:
                 self._publish(frame, exposed + s.offset_ns)
             following = max(index + 1, self._next_index())
             if following > index + 1:
                 self.skipped += following - index - 1
                 self.get_logger().warning(
-                    f'cannot keep up with {s.rate:g} frames per second, {self.skipped} skipped so '
-                    'far: lower rate, width or height', throttle_duration_sec=10.0)
+                    f"cannot keep up with {s.rate:g} frames per second, {self.skipped} skipped so "
+                    "far: lower rate, width or height",
+                    throttle_duration_sec=10.0,
+                )
             index = following
 
     def _origin(self, index: int) -> int:
@@ -286,10 +361,11 @@ class CameraNode(Node):
 
     def _next_index(self) -> int:
         """Index of the next frame of the grid that is not yet past; a late one by < 1/2 period
-        still counts as due now."""
+        still counts as due now.
+        """
         while self.context.ok():
             now = self.get_clock().now().nanoseconds
-            if now > 0:                          # simulated time has begun
+            if now > 0:  # simulated time has begun
                 periods = (now - self.settings.start_ns) * self.settings.rate * 1e-9
                 return max(0, math.ceil(periods - 0.5))
             self._waiter.spin_once(timeout_sec=0.01)
@@ -307,7 +383,7 @@ class CameraNode(Node):
         try:
             return self._source.frame(number, scene_s)
         except FilesError as error:
-            self.get_logger().error(f'frame left out: {error}', throttle_duration_sec=60.0)
+            self.get_logger().error(f"frame left out: {error}", throttle_duration_sec=60.0)
             return None
 
     def _sleep_until(self, target_ns: int) -> bool:
@@ -341,7 +417,7 @@ class CameraNode(Node):
         info = CameraInfo(header=header, width=width, height=height)
         model = self._source.model
         if model is not None:
-            info.distortion_model = 'plumb_bob'
+            info.distortion_model = "plumb_bob"
             info.d = [0.0] * 5
             info.k = model.matrix.ravel().tolist()
             info.r = np.eye(3).ravel().tolist()
@@ -359,7 +435,8 @@ class CameraNode(Node):
             if time.monotonic() - asked > 5.0:
                 asked = time.monotonic()
                 self.get_logger().info(
-                    f'waiting for subscribers of {self._images.topic_name}: {found} of {awaited}')
+                    f"waiting for subscribers of {self._images.topic_name}: {found} of {awaited}"
+                )
         # The other end learns of this publisher a little later than this end of it.
         time.sleep(0.3)
 
@@ -373,7 +450,7 @@ class CameraNode(Node):
                     raise
                 return
             if not received:
-                self.get_logger().warning(f'not all of {publisher.topic_name} was received')
+                self.get_logger().warning(f"not all of {publisher.topic_name} was received")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -382,7 +459,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         node = CameraNode()
     except (ParameterError, FilesError) as error:
-        print(f'camera_node: {error}', file=sys.stderr)
+        print(f"camera_node: {error}", file=sys.stderr)
         rclpy.try_shutdown()
         sys.exit(1)
     try:
@@ -392,11 +469,13 @@ def main(args: list[str] | None = None) -> None:
     finally:
         # `ros2 launch` repeats a Ctrl-C that the terminal has sent already: the end is under way.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(f'{node.settings.camera} camera: {node.sent} frames sent, {node.skipped} skipped',
-              flush=True)
+        print(
+            f"{node.settings.camera} camera: {node.sent} frames sent, {node.skipped} skipped",
+            flush=True,
+        )
         node.destroy_node()
         rclpy.try_shutdown()
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

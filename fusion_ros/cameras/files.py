@@ -1,4 +1,6 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Pairs of thermal and visible images from a folder with `ir/` and `vi/`."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff')
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 class FilesError(ValueError):
@@ -15,15 +17,19 @@ class FilesError(ValueError):
 
 def _images(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise FilesError(f"no folder '{folder}': expected a folder with ir/ (thermal) and vi/ "
-                         '(visible) images, one pair per file stem')
+        raise FilesError(
+            f"no folder '{folder}': expected a folder with ir/ (thermal) and vi/ "
+            "(visible) images, one pair per file stem"
+        )
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             continue
         if path.stem in found:
-            raise FilesError(f"'{found[path.stem].name}' and '{path.name}' in '{folder}' have the "
-                             'same stem: keep one of them')
+            raise FilesError(
+                f"'{found[path.stem].name}' and '{path.name}' in '{folder}' have the "
+                "same stem: keep one of them"
+            )
         found[path.stem] = path
     if not found:
         raise FilesError(f"no images in '{folder}': expected {', '.join(SUFFIXES)}")
@@ -40,14 +46,21 @@ class PairFolder:
         root = Path(path).expanduser()
         if not root.is_dir():
             raise FilesError(f"no folder '{root}': expected a folder with ir/ and vi/")
-        thermal, visible = _images(root / 'ir'), _images(root / 'vi')
+        thermal, visible = _images(root / "ir"), _images(root / "vi")
         if thermal.keys() != visible.keys():
-            parts = [f"{len(only)} only in {name}/ ({', '.join(sorted(only)[:5])}"
-                     f"{', ...' if len(only) > 5 else ''})"
-                     for name, only in (('ir', thermal.keys() - visible.keys()),
-                                        ('vi', visible.keys() - thermal.keys())) if only]
-            raise FilesError(f"the stems in '{root}' do not pair up: {'; '.join(parts)}. "
-                             'Every image needs a partner of the same stem in the other folder')
+            parts = [
+                f"{len(only)} only in {name}/ ({', '.join(sorted(only)[:5])}"
+                f"{', ...' if len(only) > 5 else ''})"
+                for name, only in (
+                    ("ir", thermal.keys() - visible.keys()),
+                    ("vi", visible.keys() - thermal.keys()),
+                )
+                if only
+            ]
+            raise FilesError(
+                f"the stems in '{root}' do not pair up: {'; '.join(parts)}. "
+                "Every image needs a partner of the same stem in the other folder"
+            )
         self.stems = sorted(thermal)
         self._thermal, self._visible = thermal, visible
 
@@ -60,8 +73,9 @@ class PairFolder:
         image = _read(path)
         if image.ndim == 2:
             return image
-        return cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4
-                            else cv2.COLOR_BGR2GRAY)
+        return cv2.cvtColor(
+            image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY
+        )
 
     def visible(self, index: int) -> np.ndarray:
         """Visible image of pair `index` modulo the number of pairs, (H, W, 3) uint8 BGR."""
@@ -81,9 +95,15 @@ def _read(path: Path) -> np.ndarray:
         raise FilesError(f"cannot read '{path}': {error.strerror or error}") from error
     image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if len(encoded) else None
     if image is None:
-        raise FilesError(f"'{path}' is not an image that OpenCV can read: replace or remove it "
-                         'together with its partner')
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim == 3 and image.shape[2] not in (3, 4):
-        raise FilesError(f"'{path}' holds {image.dtype} {image.shape}: expected 8 or 16 bits and "
-                         '1, 3 or 4 channels')
+        raise FilesError(
+            f"'{path}' is not an image that OpenCV can read: replace or remove it "
+            "together with its partner"
+        )
+    if image.dtype not in (np.uint8, np.uint16) or (
+        image.ndim == 3 and image.shape[2] not in (3, 4)
+    ):
+        raise FilesError(
+            f"'{path}' holds {image.dtype} {image.shape}: expected 8 or 16 bits and "
+            "1, 3 or 4 channels"
+        )
     return image

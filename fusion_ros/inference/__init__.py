@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Running an ONNX model by the best engine that this machine has."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Built engines on disk: keyed by all they depend on, built once, rebuilt if they do not load."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """CUDA as the engines need it: which GPU there is, pinned memory, a stream, a captured graph."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """The interface of every inference engine, and the choice of one of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Camera images at a network's own ends: converting them becomes part of its ONNX graph.
 
 On a GPU luminance, padding, colour and letterbox then run where the network runs, and 8 bits a
@@ -78,7 +79,12 @@ def detect_in_images(
         sizes = graph.constant(np.int64((1, 3, *scaled)))
         not_given = graph.constant(np.float32([]))
         image = graph.add(
-            "Resize", image, not_given, not_given, sizes, mode="linear",
+            "Resize",
+            image,
+            not_given,
+            not_given,
+            sizes,
+            mode="linear",
             coordinate_transformation_mode="half_pixel",
         )
     rgb = graph.add("Conv", image, graph.constant(_RGB_OF_BGR / 255))
@@ -163,9 +169,7 @@ class _Graph:
         return self.add("Slice", name, *ends, self.constant(np.int64((2, 3))))
 
     def _tensor(self, name: str, shape: tuple[int, ...]):
-        return self._onnx.helper.make_tensor_value_info(
-            name, self._onnx.TensorProto.UINT8, shape
-        )
+        return self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.UINT8, shape)
 
     @staticmethod
     def _remove(tensors, names: set[str]) -> None:

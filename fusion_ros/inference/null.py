@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """An engine that computes nothing, to measure everything around the network."""
 
 from __future__ import annotations

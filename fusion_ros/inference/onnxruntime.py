@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """The onnxruntime engine: CUDA or CPU, with bound input and output buffers."""
 
 from __future__ import annotations

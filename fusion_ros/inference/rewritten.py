@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Networks rewritten before an engine runs them, as those that convert camera images themselves."""
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from fusion_ros.inference.engine import (
-    Engine, Log, Rewrite, Size, fp16_sibling, fp32_sibling,
+    Engine,
+    Log,
+    Rewrite,
+    Size,
+    fp16_sibling,
+    fp32_sibling,
 )  # fmt: skip
 
 

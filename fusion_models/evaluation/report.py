@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""The evaluation as one HTML page: tables, and pictures side by side with a zoom."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import cv2
+import numpy as np
+
+from fusion_models.evaluation.evaluate import METRICS, MORE, RULES, Pair, Row, SetResult
+
+ZOOM = 4
+"""The zoom shows this part of a picture's width, twice as wide as high."""
+MOST_COLUMNS = 5
+CAPTION = ("VIF", "Qabf", "SCD", "AG")
+TOO_EXPOSED = 0.01
+"""Over-exposure beyond that of the sources from which it is marked."""
+MEANING = {
+    "EN": "entropy of the grey levels in bits: how much the picture holds, noise too",
+    "SD": "standard deviation in grey levels: contrast",
+    "SF": "spatial frequency: strength of the differences between neighbours, noise too",
+    "AG": "average gradient: sharpness, noise too",
+    "MI": "mutual information with both sources in nats: what can be told of them from it",
+    "SCD": "sum of the correlations of differences: what each source added is found in the rest",
+    "VIF": "visual information fidelity to both sources; over 1 a source is there more than whole",
+    "Qabf": "share of the sources' edges that are kept, in strength and direction",
+    "SSIM": "structural similarity to both sources, at most 2",
+    "PSNR": "peak signal to noise ratio to both sources in dB",
+    "CC": "mean correlation with both sources",
+    "over": "share of pixels over 245, which are white to the eye",
+    "excess": "that share less the mean of those of both sources; red from one point on",
+    "to ir": "mean absolute difference to the thermal image in [0, 1]; a copy has 0",
+    "to vi": "the same to the visible image",
+    "rank": "mean of the ranks in the metrics; 1 would be the best in each",
+}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """The pictures of one pair.
+
+    Attributes:
+        pictures: JPEG files by title, thermal and visible first.
+        width, height: of each picture in pixels. zoom: `(x, y)`, top left of the region to enlarge.
+    """
+
+    set_name: str
+    stem: str
+    pictures: dict[str, bytes]
+    width: int
+    height: int
+    zoom: tuple[int, int]
+
+    @classmethod
+    def of(cls, set_name: str, pair: Pair, fused: Mapping[str, np.ndarray]) -> Plate:
+        """Pictures of a pair and its fused luminances, in the colours of the visible image."""
+        images = {"thermal": pair.ir, "visible": pair.colour(pair.vi)}
+        images |= {name: pair.colour(image) for name, image in fused.items()}
+        height, width = pair.ir.shape
+        methods = [image for name, image in fused.items() if name not in RULES]
+        return cls(
+            set_name, pair.stem, {name: _jpeg(image) for name, image in images.items()},
+            width, height, _most_disputed(methods if len(methods) > 1 else list(fused.values())),
+        )  # fmt: skip
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    full_chroma = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88, *full_chroma])[1].tobytes()
+
+
+def _most_disputed(images: list[np.ndarray]) -> tuple[int, int]:
+    """Top left of the zoom window in which the details of the images differ most."""
+    stack = np.stack(images).astype(np.float32)
+    detail = np.stack([image - cv2.GaussianBlur(image, (0, 0), 4) for image in stack])
+    height, width = stack[0].shape
+    size = (max(1, width // ZOOM), max(1, min(height, width // ZOOM // 2)))
+    differ = cv2.boxFilter(detail.std(0), -1, size, anchor=(0, 0))
+    differ = differ[: height - size[1] + 1, : width - size[0] + 1]
+    y, x = np.unravel_index(differ.argmax(), differ.shape)
+    return int(x), int(y)
+
+
+def write_report(
+    path: Path, head: Mapping, results: Iterable[SetResult], plates: Iterable[Plate]
+) -> None:
+    """Writes the page; nothing but this one file is needed to look at it."""
+    results, plates = list(results), list(plates)
+    sections = [_section(r, [p for p in plates if p.set_name == r.name]) for r in results]
+    links = " ".join(f'<a href="#{_id(r.name)}">{html.escape(r.name)}</a>' for r in results)
+    models = "".join(
+        f"<li><b>{html.escape(name)}</b> {html.escape(m['file'])}, sha256 {m['sha256'][:16]}, "
+        f"{html.escape(m['engine'])}</li>"
+        for name, m in head["models"].items()
+    )
+    facts = ", ".join(f"{k} {value}" for k, value in {**head["host"], **head["versions"]}.items())
+    meaning = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in MEANING.items())
+    page = Template(_PAGE).substitute(
+        links=links, sections="\n".join(sections), models=models, zoom=ZOOM,
+        command=html.escape(head["command"]), facts=html.escape(f"{head['date']}, {facts}"),
+        meaning=meaning,
+    )  # fmt: skip
+    path.write_text(page)
+
+
+def _id(name: str) -> str:
+    return html.escape(name.replace("/", "-").replace(" ", "-"))
+
+
+def _section(result: SetResult, plates: list[Plate]) -> str:
+    scores = {row.method: row.scores for row in result.rows}
+    return (
+        f'<section id="{_id(result.name)}"><h2>{html.escape(result.name)}</h2>{_table(result)}'
+        + "".join(_plate(plate, scores) for plate in plates)
+        + "</section>"
+    )
+
+
+def _table(result: SetResult) -> str:
+    ranks = result.ranks()
+    # The rules are no competitors: the maximum would be best in half of the columns.
+    methods = [row for row in result.rows if row.method not in RULES] or result.rows
+    best = {name: _shown(max(row.mean[name] for row in methods)) for name in METRICS}
+    first = min(ranks[row.method] for row in methods)
+
+    def cell(text: str, mark: str = "") -> str:
+        return f'<td class="{mark}">{text}</td>' if mark else f"<td>{text}</td>"
+
+    def cells(row: Row) -> str:
+        competes = row in methods
+        values = {name: _shown(row.mean[name]) for name in METRICS}
+        shown = [cell(v, "best" * (competes and v == best[name])) for name, v in values.items()]
+        for name, shape in MORE.values():
+            bad = name == "over_exposure_excess" and row.mean[name] > TOO_EXPOSED
+            shown.append(cell(shape.format(row.mean[name]), "bad" * bad))
+        rank = ranks[row.method]
+        return "".join([*shown, cell(f"{rank:.1f}", "best" * (competes and rank == first))])
+
+    head = "".join(f'<th title="{MEANING[name]}">{name}</th>' for name in (*METRICS, *MORE, "rank"))
+    lines = "".join(
+        f'<tr class="{"rule" if row.method in RULES else "method"}">'
+        f"<th>{html.escape(row.method)}</th>{cells(row)}</tr>"
+        for row in result.rows
+    )
+    return (
+        f"<p>Mean of {len(result.rows[0].scores)} pairs. Share of over-exposed pixels in the "
+        f"sources: {result.sources_over_exposure:.2%}.</p>"
+        f"<div class=wide><table><tr><th></th>{head}</tr>{lines}</table></div>"
+    )
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _plate(plate: Plate, scores: Mapping[str, Mapping]) -> str:
+    figures = []
+    for title, jpeg in plate.pictures.items():
+        text = ""
+        if title in scores:
+            figures_of = scores[title][plate.stem].as_dict()
+            text = ", ".join(f"{name} {figures_of[name]:.2f}" for name in CAPTION)
+        source = base64.b64encode(jpeg).decode()
+        figures.append(
+            f"<figure><figcaption><b>{html.escape(title)}</b> <small>{text}</small></figcaption>"
+            f'<div class=picture><img src="data:image/jpeg;base64,{source}" '
+            f'width={plate.width} height={plate.height} alt="{html.escape(title)}"><i></i></div>'
+            "<div class=zoom></div></figure>"
+        )
+    window = plate.width / ZOOM, plate.width / ZOOM / 2
+    x, y = (
+        min(1.0, at / max(1.0, size - part))
+        for at, size, part in zip(plate.zoom, (plate.width, plate.height), window)
+    )
+    h = window[1] / plate.height
+    rows = -(-len(figures) // MOST_COLUMNS)
+    columns = -(-len(figures) // rows)
+    return (
+        f"<h3>{html.escape(plate.set_name)} / {html.escape(plate.stem)}</h3>"
+        f'<div class=plate style="--columns: {columns}; --x: {x:.4f}; --y: {y:.4f}; --h: {h:.4f}">'
+        f"{''.join(figures)}</div>"
+    )
+
+
+_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>Fusion of thermal and visible images: evaluation</title>
+<style>
+:root { color-scheme: light dark; --back: #fff; --text: #1c1e21; --soft: #5c636b; --line: #dcdfe3;
+        --link: #0b57d0; --best: #d9efdf; --bad: #c5221f }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #1d1f22; --text: #e3e5e8; --soft: #a0a6ad; --line: #3a3d42; --link: #8ab4f8;
+          --best: #275536; --bad: #ff8a80 } }
+body { margin: 0 auto; padding: 0 24px 48px; max-width: 1800px; background: var(--back);
+       color: var(--text); font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif }
+h1 { font-size: 24px; margin-bottom: 4px } h2 { margin: 40px 0 0; font-size: 20px }
+h3 { margin: 28px 0 8px; font-size: 15px }
+a { color: var(--link); margin-right: 12px } small, p, li, dd { color: var(--soft) }
+p { max-width: 110ch } code { color: var(--text); overflow-wrap: anywhere }
+details { margin: 12px 0 } summary { cursor: pointer }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 8px 0 }
+dt { font-weight: 600 } dd { margin: 0 }
+nav { position: sticky; top: 0; z-index: 2; padding: 8px 0; background: var(--back);
+      border-bottom: 1px solid var(--line) }
+section { scroll-margin-top: 40px }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: 3px 10px; text-align: right; white-space: nowrap }
+tr > th:first-child { text-align: left }
+tr { border-bottom: 1px solid var(--line) }
+tr.rule > * { color: var(--soft); font-style: italic; font-weight: normal }
+.best { font-weight: bold; background: var(--best) } tr > .bad { color: var(--bad) }
+.plate { display: grid; grid-template-columns: repeat(var(--columns), 1fr); gap: 12px }
+@media (max-width: 1000px) { .plate { grid-template-columns: repeat(2, 1fr) } }
+figure { margin: 0; min-width: 0 }
+figcaption { white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
+.picture { position: relative; cursor: crosshair; overflow: hidden }
+.picture i { position: absolute; box-sizing: border-box; border: 1px solid #fc0;
+             pointer-events: none }
+img { display: block; width: 100%; height: auto }
+/* --x and --y: where the window is on its way from the left to the right and from top to bottom;
+   --h: its height as a share of the picture's. */
+.picture i { width: calc(100% / $zoom); height: calc(100% * var(--h));
+             left: calc(var(--x) * (100% - 100% / $zoom));
+             top: calc(var(--y) * (100% - 100% * var(--h))) }
+.zoom { aspect-ratio: 2; margin-top: 4px; background-size: calc(100% * $zoom) auto;
+        background-position: calc(100% * var(--x)) calc(100% * var(--y)) }
+</style>
+<h1>Fusion of thermal and visible images</h1>
+<p>Figures and pictures of one run, for all methods on the same pairs. No metric is a goal alone:
+the pixel-wise <i>maximum</i> wins VIF, Qabf and MI by copying and looks washed out by day, so a
+method is good that stands high on all of them and looks natural. Of the methods the best in each
+column is bold; the rules of the pixel, in italics, do not compete.</p>
+<p>Below each picture a part of it is enlarged, at first where the methods differ most; the mouse
+over a picture moves it in all of them. Fused pictures have the colours of the visible one, as on
+the robot.</p>
+<details open><summary>What the columns mean</summary><dl>$meaning</dl></details>
+<details><summary>What was measured, and on what</summary>
+<p><code>$command</code><br>$facts</p><ul>$models</ul></details>
+<nav>$links</nav>
+$sections
+<script>
+for (const plate of document.querySelectorAll(".plate")) {
+  for (const image of plate.querySelectorAll("img"))
+    image.closest("figure").querySelector(".zoom").style.backgroundImage = "url(" + image.src + ")";
+  plate.addEventListener("mousemove", event => {
+    const image = event.target;
+    if (image.tagName != "IMG") return;
+    const half = image.clientWidth / $zoom / 2;  // of the window's width, and its whole height
+    const share = (at, size, window) =>
+      Math.max(0, Math.min(1, (at - window / 2) / (size - window)));
+    plate.style.setProperty("--x", share(event.offsetX, image.clientWidth, 2 * half));
+    plate.style.setProperty("--y", share(event.offsetY, image.clientHeight, half));
+  });
+}
+</script>
+</html>
+"""

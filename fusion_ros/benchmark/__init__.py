@@ -1,1 +1,0 @@
-"""The node benchmark: how fast the node as it ships is on this machine, and what it loses."""

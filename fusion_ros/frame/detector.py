@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Objects in an image by a YOLO in ONNX form: letterbox, network, suppression, drawing."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fusion_ros.inference import DeviceArray, Engine, EngineError, Rewrite
+from fusion_ros.inference.cache import default_cache_dir
+from fusion_ros.inference.image_graph import IMAGE, detect_in_images
+from fusion_ros.inference.rewritten import ImageForm
+
+FREE_SIZE = 640
+"""Input height and width, in pixels, of a model that leaves them free."""
+PADDING = 114
+MAX_DETECTIONS = 300
+
+COCO_NAMES = (
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object: x, y is the box's top-left corner; all four in pixels of the image given."""
+
+    class_name: str
+    class_id: int
+    score: float
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """An image of `source` pixels scaled to `scaled` and centred on a canvas, offset `left, top`.
+
+    Sizes are (width, height). Rounding is that of ultralytics' LetterBox and scale_boxes, so
+    that boxes agree to the pixel.
+    """
+
+    source: tuple[int, int]
+    scaled: tuple[int, int]
+    left: int
+    top: int
+
+    @classmethod
+    def fit(cls, source: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
+        ratio = min(canvas[0] / source[0], canvas[1] / source[1])
+        width, height = (max(round(n * ratio), 1) for n in source)
+        left, top = (round((c - n) / 2 - 0.1) for c, n in zip(canvas, (width, height)))
+        return cls(source, (width, height), left, top)
+
+    def to_source(self, corners: np.ndarray) -> np.ndarray:
+        """(N, 4) x1, y1, x2, y2 on the canvas -> the same in the source image, clipped to it."""
+        limits = np.array(self.source * 2, np.float32)
+        offset = np.array((self.left, self.top) * 2, np.float32)
+        scale = limits / np.array(self.scaled * 2, np.float32)
+        return np.clip((corners - offset) * scale, 0, limits)
+
+
+class Detector:
+    """Finds objects by an ultralytics detection model (YOLOv8, YOLO11 and what shares its form).
+
+    The model takes `[1, 3, H, W]` float32 RGB in [0, 1] and gives `[1, 4 + classes, N]` (centre,
+    size and class scores; suppressed here, class by class) or, exported end to end,
+    `[1, N, 6]` (corners, score, class). On a GPU the letterbox is part of the network's graph, and
+    an image that lies there already is read there.
+
+    class_names: by class id; default the ONNX file's `names`, else COCO's 80.
+    confidence, iou, classes (names to keep, empty for all) may be set at any time.
+
+    Raises EngineError if the engine's model is none of these; ValueError for thresholds outside
+    [0, 1] and classes that the model does not know.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        class_names: Sequence[str] | None = None,
+        confidence: float = 0.25,
+        iou: float = 0.45,
+        classes: Sequence[str] = (),
+    ) -> None:
+        _check_form(engine)
+        self.engine = engine
+        height, width = engine.inputs[0].shape[2:]
+        self._canvas = (width or FREE_SIZE, height or FREE_SIZE)
+        self.class_names = _class_names(engine, class_names)
+        self.confidence = confidence
+        self.iou = iou
+        self.classes = list(classes)
+        self._letterbox: Letterbox | None = None
+        self._form = ImageForm(engine)
+
+    def warmup(self, size: tuple[int, int]) -> None:
+        """Look at one black image of `size` (width, height), so that the first real one is fast."""
+        self.detect(np.zeros((size[1], size[0], 3), np.uint8))
+
+    def close(self) -> None:
+        """Free the networks; nothing runs afterwards."""
+        self._form.close()
+
+    @property
+    def running(self) -> Engine:
+        """What runs the network for images of the latest size."""
+        return self._form.running
+
+    def image_form(self, size: tuple[int, int]) -> Rewrite:
+        """What makes the network one of camera images of `size` (height, width)."""
+        box = Letterbox.fit(size[::-1], self._canvas)
+        scaled, canvas, offset = box.scaled[::-1], self._canvas[::-1], (box.top, box.left)
+        return lambda model: detect_in_images(model, size, scaled, offset, canvas, PADDING)
+
+    @property
+    def confidence(self) -> float:
+        """Boxes with a lower score are dropped."""
+        return self._confidence
+
+    @confidence.setter
+    def confidence(self, value: float) -> None:
+        self._confidence = _fraction("confidence", value)
+
+    @property
+    def iou(self) -> float:
+        """Of two boxes of one class that overlap more than this, the weaker is dropped."""
+        return self._iou
+
+    @iou.setter
+    def iou(self, value: float) -> None:
+        self._iou = _fraction("iou", value)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes to report; empty for all."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, names: Sequence[str]) -> None:
+        ids = {name: i for i, name in self.class_names.items()}
+        unknown = [name for name in names if name not in ids]
+        if unknown:
+            raise ValueError(
+                f"the detector has no class {', '.join(map(repr, unknown))}: it knows "
+                f"{', '.join(ids)}"
+            )
+        self._classes = list(names)
+        self._class_ids = np.array([ids[name] for name in names], np.int64)
+
+    def detect(self, bgr: np.ndarray, on_device: DeviceArray | None = None) -> list[Detection]:
+        """Objects in `bgr`, (H, W, 3) uint8, strongest first.
+
+        on_device: the same image on the GPU, which spares an upload where the network runs there.
+        Raises ValueError for any other image, EngineError if the network fails.
+        """
+        if bgr.ndim != 3 or bgr.shape[2] != 3 or bgr.dtype != np.uint8 or not bgr.size:
+            raise ValueError(f"the image must be (H, W, 3) uint8, got {bgr.shape} {bgr.dtype}")
+        self._allocate((bgr.shape[1], bgr.shape[0]))
+        images = self._form.fit(bgr.shape[:2], self.image_form)
+        if images is None:
+            self._load(bgr)
+            output = self.engine.run({self.engine.inputs[0].name: self._blob})
+        elif on_device is not None and images.reads_device:
+            output = images.run({IMAGE: on_device})
+        else:
+            np.copyto(self._form.feeds[IMAGE][0], bgr)
+            output = images.run(self._form.feeds)
+        boxes, scores, ids = self._decode(next(iter(output.values()))[0])
+        corners = self._letterbox.to_source(boxes)
+        return [
+            Detection(self.class_names.get(i, f"class {i}"), i, score, x1, y1, x2 - x1, y2 - y1)
+            for (x1, y1, x2, y2), score, i in zip(corners.tolist(), scores.tolist(), ids.tolist())
+        ]
+
+    def _allocate(self, source: tuple[int, int]) -> None:
+        """Have the letterbox and buffers for images of `source` pixels."""
+        if self._letterbox is not None and self._letterbox.source == source:
+            return
+        box = self._letterbox = Letterbox.fit(source, self._canvas)
+        width, height = box.scaled
+        self._blob = np.full((1, 3, *self._canvas[::-1]), PADDING / 255, np.float32)
+        self._inside = self._blob[0, :, box.top : box.top + height, box.left : box.left + width]
+        self._resized = np.empty((height, width, 3), np.uint8)
+        self._plane = np.empty((height, width), np.uint8)
+
+    def _load(self, bgr: np.ndarray) -> None:
+        """Letterbox `bgr` into the network's input."""
+        source = (bgr.shape[1], bgr.shape[0])
+        if source == self._letterbox.scaled:
+            resized = bgr
+        else:
+            resized = cv2.resize(
+                bgr, self._letterbox.scaled, dst=self._resized, interpolation=cv2.INTER_LINEAR
+            )
+        for channel in range(3):
+            cv2.extractChannel(resized, 2 - channel, dst=self._plane)
+            cv2.multiply(self._plane, 1 / 255, dst=self._inside[channel], dtype=cv2.CV_32F)
+
+    def _decode(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Corners (N, 4) on the canvas, scores (N,) and class ids (N,), strongest first."""
+        if output.shape[-1] == 6:
+            keep = output[:, 4] > self.confidence
+            corners, scores = output[keep, :4], output[keep, 4]
+            ids = output[keep, 5].astype(np.int64)
+        else:
+            keep = output[4:].max(axis=0) > self.confidence
+            centre, half, scores = output[:2, keep], output[2:4, keep] / 2, output[4:, keep]
+            corners = np.concatenate((centre - half, centre + half)).T
+            ids, scores = scores.argmax(axis=0), scores.max(axis=0)
+        if self._class_ids.size:
+            keep = np.isin(ids, self._class_ids)
+            corners, scores, ids = corners[keep], scores[keep], ids[keep]
+        if not len(scores):
+            return corners, scores, ids
+        if output.shape[-1] == 6:
+            best = np.argsort(-scores, kind="stable")
+        else:
+            sizes = np.hstack((corners[:, :2], corners[:, 2:] - corners[:, :2]))
+            best = cv2.dnn.NMSBoxesBatched(
+                sizes.astype(np.float64), scores, ids.astype(np.int32), self.confidence, self.iou
+            )
+            best = best[np.argsort(-scores[best], kind="stable")]
+        best = best[:MAX_DETECTIONS]
+        return corners[best], scores[best], ids[best]
+
+
+def draw(bgr: np.ndarray, detections: Sequence[Detection]) -> np.ndarray:
+    """A copy of `bgr`, (H, W, 3) uint8, with a box and a label for each detection."""
+    image = bgr.copy()
+    height, width = image.shape[:2]
+    line = max(1, round((height + width) / 560))
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.42 * max(1.0, (height + width) / 1120)
+    for detection in reversed(detections):
+        colour = _colour(detection.class_id)
+        left, top = round(detection.x), round(detection.y)
+        corner = (round(detection.x + detection.width), round(detection.y + detection.height))
+        cv2.rectangle(image, (left, top), corner, colour, line, cv2.LINE_AA)
+        label = f"{detection.class_name} {detection.score:.2f}"
+        (text_width, text_height), baseline = cv2.getTextSize(label, font, size, 1)
+        # Above the box, or inside it where the image ends; never over the right edge.
+        left = max(0, min(left, width - text_width - 4))
+        base = top - baseline if top > text_height + 2 * baseline else top + text_height + baseline
+        plate = ((left, base - text_height - 3), (left + text_width + 4, base + baseline))
+        cv2.rectangle(image, *plate, colour, cv2.FILLED)
+        bright = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2] > 140
+        ink = (0, 0, 0) if bright else (255, 255, 255)
+        cv2.putText(image, label, (left + 2, base), font, size, ink, 1, cv2.LINE_AA)
+    return image
+
+
+def default_detector_path() -> Path:
+    """Where the node looks for detector weights that no parameter names (`make detector`)."""
+    return default_cache_dir() / "detector.onnx"
+
+
+def _colour(class_id: int) -> tuple[int, int, int]:
+    # Hues a golden ratio apart: neighbouring class ids look different.
+    hue = int(180 * (class_id * 0.618034 % 1))
+    return tuple(map(int, cv2.cvtColor(np.uint8([[[hue, 200, 255]]]), cv2.COLOR_HSV2BGR)[0, 0]))
+
+
+def _fraction(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in 0..1, got {value}")
+    return float(value)
+
+
+def _check_form(engine: Engine) -> None:
+    inputs, outputs = engine.inputs, engine.outputs
+    image = inputs[0].shape
+    takes_image = len(inputs) == 1 and len(image) == 4 and image[1] in (3, None)
+    gives_boxes = len(outputs) == 1 and len(outputs[0].shape) == 3
+    if not (takes_image and gives_boxes and inputs[0].dtype == np.float32):
+        shapes = ", ".join(f"{s.name} {s.shape}" for s in (*inputs, *outputs))
+        raise EngineError(
+            "not a detection model: expected one float32 input [1, 3, H, W] and one output "
+            f"[1, 4 + classes, N] or [1, N, 6], got {shapes}; export one by `make detector`"
+        )
+
+
+def _class_names(engine: Engine, given: Sequence[str] | None) -> Mapping[int, str]:
+    _, rows, columns = engine.outputs[0].shape
+    if given is not None:
+        names = dict(enumerate(given))
+    else:
+        try:
+            names = dict(ast.literal_eval(engine.metadata["names"]))
+        except (KeyError, ValueError, SyntaxError, TypeError):
+            names = dict(enumerate(COCO_NAMES))
+    count = None if rows is None or columns in (6, None) else rows - 4
+    if count is not None and len(names) != count:
+        raise EngineError(f"the detector scores {count} classes, but {len(names)} are named")
+    return names

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""What the node knows of its own work: counters, rate, latency, stage times and faults."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["Fault", "Monitor", "Percentiles", "Snapshot", "percentiles"]
+
+_SAMPLES = 1000
+"""Percentiles and means are those of so many latest frames."""
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """The values, in ms, that 50, 95 and 99 % of the samples do not exceed."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: its counter, its latest text, and how many seconds ago that was."""
+
+    name: str
+    text: str
+    age_s: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state at one moment.
+
+    Attributes:
+        fps: fused frames per second lately; falls to 0 when nothing comes any more.
+        mean_fps: the same from the first to the latest fused frame.
+        latency_ms: from header stamp to publishing, None before the first frame.
+        stage_ms: mean duration of each stage.
+        counters: how often each thing happened, faults among them.
+        faults: one for each of those counters that are faults, the latest first.
+    """
+
+    fps: float
+    mean_fps: float
+    latency_ms: Percentiles | None
+    stage_ms: dict[str, float]
+    counters: dict[str, int]
+    faults: tuple[Fault, ...]
+
+
+class Monitor:
+    """Takes notes from any thread, and sums them up in a `Snapshot`.
+
+    Args:
+        log: called with the text of a fault, at most once a minute for each.
+        window_s: seconds that `Snapshot.fps` looks back.
+        clock: monotonic time in s.
+    """
+
+    def __init__(
+        self,
+        log: Callable[[str], None] = lambda text: None,
+        window_s: float = 5.0,
+        log_every_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._window_s = window_s
+        self._log_every_s = log_every_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counters: Counter[str] = Counter()
+        self._latency_ms: deque[float] = deque(maxlen=_SAMPLES)
+        self._stage_ms: dict[str, deque[float]] = {}
+        self._fused_at: deque[float] = deque()
+        self._first_fused: float | None = None
+        self._faults: dict[str, tuple[str, float]] = {}
+        self._logged: dict[str, tuple[float, int]] = {}
+
+    def count(self, name: str, n: int = 1) -> None:
+        with self._lock:
+            self._counters[name] += n
+
+    def fused(self, latency_ms: float) -> None:
+        """A frame is out, so long after its header stamp."""
+        with self._lock:
+            now = self._clock()
+            if self._first_fused is None:
+                self._first_fused = now
+            self._fused_at.append(now)
+            self._forget(now)
+            self._latency_ms.append(latency_ms)
+            self._counters["fused"] += 1
+
+    def stage(self, name: str, ms: float) -> None:
+        """A stage of one frame took `ms`."""
+        with self._lock:
+            self._stage_ms.setdefault(name, deque(maxlen=_SAMPLES)).append(ms)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Note the duration of a `with` block as stage `name`, unless it raises."""
+        start = time.perf_counter()
+        yield
+        self.stage(name, 1e3 * (time.perf_counter() - start))
+
+    def fault(self, name: str, text: str) -> None:
+        """Something went wrong: counts `name`, and logs `text`, which says what to do."""
+        with self._lock:
+            now = self._clock()
+            self._counters[name] += 1
+            self._faults[name] = (text, now)
+            total = self._counters[name]
+            at, seen = self._logged.get(name, (-float("inf"), 0))
+            if now - at < self._log_every_s:
+                return
+            self._logged[name] = (now, total)
+        unseen = total - seen - 1
+        self._log(f"{text} ({unseen} more since the last such message)" if unseen else text)
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            now = self._clock()
+            fps = mean_fps = 0.0
+            latest = self._fused_at[-1] if self._fused_at else None
+            self._forget(now)
+            if self._first_fused is not None:
+                recent = [t for t in self._fused_at if now - t <= self._window_s]
+                watched = now - self._first_fused
+                fps = len(recent) / self._window_s
+                if 0 < watched < self._window_s:
+                    fps = (len(recent) - 1) / watched
+                if latest > self._first_fused:
+                    mean_fps = (self._counters["fused"] - 1) / (latest - self._first_fused)
+            faults = [Fault(name, text, now - at) for name, (text, at) in self._faults.items()]
+            return Snapshot(
+                fps,
+                mean_fps,
+                percentiles(self._latency_ms) if self._latency_ms else None,
+                {name: sum(ms) / len(ms) for name, ms in self._stage_ms.items()},
+                dict(self._counters),
+                tuple(sorted(faults, key=lambda fault: fault.age_s)),
+            )
+
+    def _forget(self, now: float) -> None:
+        # The latest one stays, as the end of the mean.
+        while len(self._fused_at) > 1 and now - self._fused_at[0] > self._window_s:
+            self._fused_at.popleft()
+
+
+def percentiles(samples: Sequence[float]) -> Percentiles:
+    """By nearest rank: each is one of the samples, of which there is at least one."""
+    ordered = sorted(samples)
+    return Percentiles(*(ordered[-(-len(ordered) * p // 100) - 1] for p in (50, 95, 99)))

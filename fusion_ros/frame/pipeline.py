@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""The straight line of one frame: gain control, registration, fusion, detection.
+
+Arrays in, arrays out; nothing of ROS. What does the work (networks, settings, calibration) may be
+changed from other threads at any time: it is taken over between two frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from fusion_ros.frame.detector import Detection, Detector, default_detector_path
+from fusion_ros.frame.fuser import Fuser
+from fusion_ros.frame.monitor import Monitor
+from fusion_ros.frame.registration import Registration, homography_from_intrinsics
+from fusion_ros.frame.thermal import GainControl
+from fusion_ros.inference import DeviceArray, EngineError, load_engine
+from fusion_ros.inference.models import model_path
+from fusion_ros.node.parameters import Parameters
+
+__all__ = ["Intrinsics", "Network", "Pipeline", "load_detector", "load_network"]
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """A camera matrix (nine values, row by row, in pixels) and the image size it belongs to."""
+
+    k: tuple[float, ...]
+    size: Size
+
+    def at(self, size: Size) -> np.ndarray:
+        """The (3, 3) matrix for images of another size, such as binned ones."""
+        matrix = np.array(self.k).reshape(3, 3)
+        if min(self.size) > 0:
+            matrix[0] *= size[0] / self.size[0]
+            matrix[1] *= size[1] / self.size[1]
+        return matrix
+
+
+@dataclass(frozen=True)
+class Network:
+    """A fusion network that is ready, and the value of parameter `method` it stands for."""
+
+    method: str
+    fuser: Fuser
+
+    def __str__(self) -> str:
+        size = self.fuser.processing_size
+        return self.method + (f" at up to {size} px" if size else "")
+
+    def fits(self, parameters: Parameters) -> bool:
+        """Whether `load_network` would make the like of it from `parameters`."""
+        wanted = (parameters.method, parameters.processing_size)
+        return (self.method, self.fuser.processing_size) == wanted
+
+
+def load_network(parameters: Parameters, size: Size | None, log: Callable[[str], None]) -> Network:
+    """Load what `parameters` ask for, warmed up for RGB images of `size` if that is known.
+
+    Raises EngineError or ValueError saying what is missing and what to do.
+    """
+    engine = load_engine(
+        # The float16 form lies beside the float32 one, and the engine chooses between them.
+        model_path(parameters.method),
+        parameters.backend,
+        precision=parameters.precision,
+        threads=parameters.threads,
+        log=log,
+    )
+    fuser = Fuser(engine, parameters.processing_size)
+    if size:
+        fuser.warmup(size)
+    return Network(parameters.method, fuser)
+
+
+def load_detector(
+    parameters: Parameters, size: Size | None, log: Callable[[str], None]
+) -> Detector:
+    """Load the detector that `parameters` ask for, warmed up for images of `size` if known.
+
+    Raises EngineError or ValueError saying what is missing and what to do.
+    """
+    path = parameters.detector or default_detector_path()
+    try:
+        engine = load_engine(path, parameters.backend, threads=parameters.threads, log=log)
+    except EngineError as error:
+        raise EngineError(
+            f"{error}. `make detector` puts a YOLO at {default_detector_path()}; any other is "
+            "named by the parameter detector"
+        ) from None
+    detector = Detector(
+        engine,
+        confidence=parameters.confidence,
+        iou=parameters.iou,
+        classes=parameters.classes,
+    )
+    if size:
+        detector.warmup(size)
+    return detector
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """All that may be changed while frames come."""
+
+    parameters: Parameters
+    network: Network
+    detector: Detector | None = None
+    thermal_camera: Intrinsics | None = None
+    rgb_camera: Intrinsics | None = None
+
+
+class Pipeline:
+    """Takes one pair after the other; `fuse` and `detect` belong to one thread.
+
+    The duration of each step goes to `monitor` as a stage, what is not as it should be as a fault.
+    """
+
+    def __init__(self, parameters: Parameters, network: Network, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._lock = threading.Lock()
+        self._setup = _Setup(parameters, network)
+        self._closed = False
+        self._running: _Setup | None = None
+        self._gain = GainControl()
+        self._registration = Registration()
+        self._registered_for: tuple | None = None
+        self._rgb_size: Size | None = None
+        self._buffers: dict[str, np.ndarray] = {}
+        self._on_device: DeviceArray | None = None
+
+    def change(self, **changes: Parameters | Network | Detector | Intrinsics | None) -> None:
+        """From the next frame on use other `parameters`, another `network`, `detector`,
+        `thermal_camera` or `rgb_camera` (an `Intrinsics`, or None if not calibrated).
+        """
+        with self._lock:
+            old, self._setup = self._setup, dataclasses.replace(self._setup, **changes)
+            # What a frame ran on is freed by the next frame. Others no frame will ever run on:
+            # one that is replaced before its first frame, one that comes after the end.
+            if self._closed:
+                self._free(self._setup)
+            elif old.network is not self._setup.network and (
+                self._running is None or self._running.network is not old.network
+            ):
+                old.network.fuser.close()
+
+    @property
+    def network(self) -> Network:
+        return self._setup.network
+
+    @property
+    def detector(self) -> Detector | None:
+        return self._setup.detector
+
+    @property
+    def rgb_size(self) -> Size | None:
+        """Width and height of the latest RGB image."""
+        return self._rgb_size
+
+    @property
+    def detects(self) -> bool:
+        """Whether `detect` looks for anything: it is asked to, and has a detector."""
+        return self._setup.parameters.detect and self._setup.detector is not None
+
+    def fuse(self, thermal: np.ndarray | None, visible: np.ndarray | None) -> np.ndarray:
+        """The fused (H, W, 3) uint8 BGR image, which holds until the next call.
+
+        thermal: (H, W) uint8 or uint16; visible: (H, W, 3) uint8 BGR. One of the two may be None:
+        parameter `dropout_policy` says whether the other passes through or is fused with black.
+        Raises ValueError for images of another kind, EngineError if the network fails.
+        """
+        setup = self._take_over()
+        self._on_device = None
+        if visible is not None:
+            self._rgb_size = (visible.shape[1], visible.shape[0])
+        size = self._rgb_size or (thermal.shape[1], thermal.shape[0])
+        shape = (size[1], size[0])
+        if thermal is not None:
+            with self.monitor.timed("gain"):
+                thermal = self._gain.apply(thermal, self._buffer("gain", thermal.shape))
+            with self.monitor.timed("register"):
+                self._register(setup, (thermal.shape[1], thermal.shape[0]), size)
+                thermal = self._registration.warp(thermal, size, self._buffer("warp", shape))
+            self._pass_on_warning()
+        fused = self._buffer("fused", (*shape, 3))
+        if thermal is None or visible is None:
+            if setup.parameters.dropout_policy == "pass":
+                if thermal is None:
+                    return visible
+                return cv2.cvtColor(thermal, cv2.COLOR_GRAY2BGR, dst=fused)
+            thermal = np.zeros(shape, np.uint8) if thermal is None else thermal
+            visible = np.zeros((*shape, 3), np.uint8) if visible is None else visible
+        setup.network.fuser.fuse(thermal, visible, fused)
+        self._on_device = setup.network.fuser.on_device()
+        for stage, ms in setup.network.fuser.last_ms.items():
+            self.monitor.stage(stage, ms)
+        return fused
+
+    def detect(self, fused: np.ndarray) -> list[Detection]:
+        """Objects in the image of the latest `fuse`, strongest first.
+
+        Raises EngineError if the network fails.
+        """
+        setup = self._running
+        if not (setup and setup.parameters.detect and setup.detector):
+            return []
+        with self.monitor.timed("detect"):
+            return setup.detector.detect(fused, self._on_device)
+
+    def close(self) -> None:
+        """Free the networks; nothing runs afterwards."""
+        with self._lock:
+            self._closed = True
+            if self._running is not None and self._running.network is not self._setup.network:
+                self._running.network.fuser.close()
+            self._free(self._setup)
+
+    @staticmethod
+    def _free(setup: _Setup) -> None:
+        for part in (setup.network.fuser, setup.detector):
+            if part is not None:
+                part.close()
+
+    def _take_over(self) -> _Setup:
+        if self._setup is self._running:
+            return self._setup
+        # First of all, so that a setting that fails costs one frame and not every frame.
+        with self._lock:
+            old, new = self._running, self._setup
+            self._running = new
+        if old is not None and old.network is not new.network:
+            old.network.fuser.close()
+        p = new.parameters
+        if old is None or old.parameters is not p:
+            gain = self._gain
+            gain.mode, gain.low, gain.high = p.gain_mode, p.gain_low, p.gain_high
+            gain.smoothing, gain.max_step = p.gain_smoothing, p.gain_max_step
+            gain.min_span, gain.stretch_8bit = p.gain_min_span, p.gain_stretch_8bit
+        if new.detector is not None:
+            new.detector.confidence, new.detector.iou = p.confidence, p.iou
+            new.detector.classes = p.classes
+        return new
+
+    def _register(self, setup: _Setup, thermal_size: Size, size: Size) -> None:
+        """Have the registration that belongs to the calibration and the sizes."""
+        parameters = setup.parameters
+        if parameters.homography or setup.thermal_camera is None or setup.rgb_camera is None:
+            key = (parameters.homography,)
+        else:
+            key = (setup.thermal_camera, setup.rgb_camera, thermal_size, size)
+        if key == self._registered_for:
+            return
+        self._registered_for = key
+        if len(key) == 1:
+            self._registration = Registration(parameters.homography or None)
+            return
+        try:
+            self._registration = Registration(
+                homography_from_intrinsics(
+                    setup.thermal_camera.at(thermal_size),
+                    setup.rgb_camera.at(size),
+                    parameters.rotation,
+                )
+            )
+        except ValueError as error:
+            self._registration = Registration()
+            self.monitor.fault("calibration", f"no use of the cameras' calibration: {error}")
+
+    def _pass_on_warning(self) -> None:
+        if self._registration.warning:
+            self.monitor.fault("registration", self._registration.warning)
+            self._registration.warning = None
+
+    def _buffer(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != shape:
+            buffer = self._buffers[name] = np.empty(shape, np.uint8)
+        return buffer

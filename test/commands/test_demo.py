@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""The demonstration: what it refuses, what it leaves, and that its figures add up."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import rclpy  # noqa: F401, without which the demo says nothing
+from support import write_detector_onnx, write_fusion_onnx
+
+from fusion_ros.harness.processes import Child, ProcessError
+from fusion_ros.inference.models import list_methods
+
+KEYS = [
+    "method",
+    "engine",
+    "width",
+    "height",
+    "frames_thermal",
+    "frames_rgb",
+    "paired",
+    "too_far",
+    "missing",
+    "stale",
+    "displaced",
+    "rejected",
+    "fused",
+    "fps",
+    "latency_ms",
+    "stage_ms",
+    "detector",
+    "detections",
+    "streams",
+]
+
+
+def demo(*arguments: str | Path, seconds: float = 60) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "fusion_ros.commands.demo", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def test_an_unknown_method_is_refused_with_the_choices_before_anything_starts(tmp_path):
+    run = demo("--method", "nonsense", "--output", tmp_path / "out")
+    assert run.returncode != 0
+    assert all(method in run.stderr for method in ["nonsense", *list_methods()])
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--data", "--detector"])
+def test_files_that_are_not_there_are_named(option, tmp_path):
+    run = demo(option, tmp_path / "nowhere", "--output", tmp_path / "out")
+    assert run.returncode != 0
+    assert "nowhere" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_process_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
+    child = Child("fuse_node", "fusion_ros.node.fuse_node", tmp_path, "-p", "method:=nonsense")
+    while not child.ended():
+        time.sleep(0.05)
+    with pytest.raises(ProcessError, match="(?s)fuse_node ended with status 1.*choose one of"):
+        child.check(may_end=True)
+
+
+@pytest.mark.parametrize(
+    ("detector", "says"), [("none", "none looked for: `make detector`"), ("onnxruntime", "0")]
+)
+def test_no_detector_is_not_taken_for_nothing_found(detector, says):
+    from fusion_ros.commands.demo import Summary
+
+    values = dict.fromkeys(KEYS, 0) | {"latency_ms": {}, "stage_ms": {}, "streams": {}}
+    summary = Summary(**values | {"detector": detector})
+    assert str(summary).splitlines()[-1].split(maxsplit=1)[1].startswith(says)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "log", "says"),
+    [
+        ("LONGEST_START_S = 0.0", "fuse_node.log", "has reported nothing"),
+        ("LATEST_S = -60.0", "thermal_camera.log", "should have ended"),
+    ],
+)
+def test_a_process_that_takes_too_long_is_named_with_its_log(limit, log, says, tmp_path):
+    method = write_fusion_onnx(tmp_path / "average.onnx")
+    code = f"import sys; from fusion_ros import demo; demo.{limit}; sys.exit(demo.main())"
+    command = [sys.executable, "-c", code, "--method", method, "--output", tmp_path / "out"]
+    command += ["--pairs", "10", "--rate", "10", "--width", "160", "--height", "120"]
+    run = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 1
+    assert log in run.stderr and says in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+def test_it_leaves_stills_a_video_and_a_summary_that_adds_up(tmp_path):
+    method = write_fusion_onnx(tmp_path / "average.onnx")
+    detector = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
+    output = tmp_path / "out"
+    run = demo(
+        "--method",
+        method,
+        "--detector",
+        detector,
+        "--output",
+        output,
+        "--pairs",
+        "100",
+        "--rate",
+        "10",
+        "--width",
+        "160",
+        "--height",
+        "120",
+    )
+    assert run.returncode == 0, run.stderr + run.stdout
+    summary = json.loads((output / "summary.json").read_text())
+    assert list(summary) == KEYS
+    assert list(summary["latency_ms"]) == ["p50", "p95", "p99"]
+    assert (summary["width"], summary["height"]) == (160, 120)
+    assert summary["frames_rgb"] == summary["frames_thermal"] == 100
+    assert summary["paired"] == 100
+    ends = ("paired", "too_far", "missing", "stale")
+    waiting = summary["streams"]["rgb"]["waiting"]
+    assert summary["frames_rgb"] == sum(summary[end] for end in ends) + waiting
+    assert summary["paired"] == sum(summary[end] for end in ("fused", "displaced", "rejected"))
+    assert summary["detections"] > 0
+    assert 9 < summary["fps"] < 11
+    # Ten seconds of the tour show two conditions up to their ends.
+    stills = sorted(output.glob("still_*.png"))
+    assert [still.stem for still in stills][:2] == ["still_1_day", "still_2_dusk"]
+    assert cv2.imread(str(stills[0])).shape == (390, 3 * 480, 3)
+    video = cv2.VideoCapture(str(output / "fusion.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) >= 90
+    assert video.read()[0]
+    for text in ("average", "100 thermal, 100 RGB", "p50 / p95 / p99"):
+        assert text in run.stdout

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""The detector: boxes in image pixels, agreeing with ultralytics."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from support import write_detector_onnx, write_fusion_onnx
+
+from fusion_ros.frame.detector import COCO_NAMES, Detection, Detector, default_detector_path, draw
+from fusion_ros.inference import EngineError, load_engine
+
+BOXES = [
+    (0, 0.9, (8, 8, 24, 40)),
+    (0, 0.8, (9, 9, 24, 40)),  # the first box again
+    (1, 0.7, (8, 8, 24, 40)),  # another class in the same place
+    (0, 0.4, (40, 20, 60, 30)),
+]
+
+
+@pytest.fixture(params=[False, True], ids=["raw", "end_to_end"])
+def detector(request, tmp_path):
+    boxes = [b for b in BOXES if b[1] != 0.8] if request.param else BOXES
+    onnx = write_detector_onnx(tmp_path / "boxes.onnx", boxes, end_to_end=request.param)
+    return Detector(load_engine(onnx, "onnxruntime_cpu", threads=1))
+
+
+def square() -> np.ndarray:
+    return np.zeros((64, 64, 3), np.uint8)
+
+
+def test_overlapping_boxes_are_suppressed_within_a_class_only(detector):
+    found = detector.detect(square())
+    assert [(d.class_name, round(d.score, 3)) for d in found] == [
+        ("person", 0.9),
+        ("car", 0.7),
+        ("person", 0.4),
+    ]
+    first = found[0]
+    assert (first.class_id, first.x, first.y, first.width, first.height) == (0, 8, 8, 16, 32)
+
+
+def test_boxes_come_in_pixels_of_the_image_given(detector):
+    wide = np.zeros((240, 640, 3), np.uint8)  # scaled by 1/10 to 64x24, 20 rows of padding above
+    last = detector.detect(wide)[-1]
+    assert (last.x, last.y, last.width, last.height) == pytest.approx((400, 0, 200, 100), abs=1e-3)
+
+
+def test_boxes_end_at_the_images_border(detector):
+    for d in detector.detect(np.zeros((100, 640, 3), np.uint8)):
+        assert d.x >= 0 and d.y >= 0 and d.x + d.width <= 640 and d.y + d.height <= 100
+
+
+def test_confidence_and_classes_change_between_two_images(detector):
+    detector.confidence = 0.5
+    assert len(detector.detect(square())) == 2
+    detector.classes = ["car"]
+    assert [d.class_name for d in detector.detect(square())] == ["car"]
+    detector.classes, detector.confidence = [], 0.95
+    assert detector.detect(square()) == []
+
+
+def test_a_high_iou_keeps_overlapping_boxes(tmp_path):
+    onnx = write_detector_onnx(tmp_path / "boxes.onnx", BOXES)
+    assert len(Detector(load_engine(onnx, "onnxruntime_cpu"), iou=0.99).detect(square())) == 4
+
+
+def test_settings_out_of_range_are_told(detector):
+    with pytest.raises(ValueError, match="no class 'dragon': it knows person, car"):
+        detector.classes = ["dragon"]
+    with pytest.raises(ValueError, match="confidence must lie in 0..1"):
+        detector.confidence = 1.5
+    with pytest.raises(ValueError, match="iou must lie in 0..1"):
+        detector.iou = -1
+    with pytest.raises(ValueError, match="must be"):
+        detector.detect(np.zeros((64, 64), np.uint8))
+
+
+def test_class_names_can_be_given(tmp_path):
+    onnx = write_detector_onnx(tmp_path / "boxes.onnx", BOXES)
+    engine = load_engine(onnx, "onnxruntime_cpu")
+    found = Detector(engine, class_names=["pedestrian", "vehicle"]).detect(square())
+    assert found[0].class_name == "pedestrian"
+    with pytest.raises(EngineError, match="scores 2 classes, but 1 are named"):
+        Detector(engine, class_names=["pedestrian"])
+
+
+def test_a_model_that_is_no_detector_is_refused(tmp_path):
+    onnx = write_fusion_onnx(tmp_path / "average.onnx")
+    with pytest.raises(EngineError, match="not a detection model"):
+        Detector(load_engine(onnx, "onnxruntime_cpu"))
+
+
+def test_drawing_marks_the_boxes_on_a_copy():
+    image = np.full((480, 640, 3), 90, np.uint8)
+    corner = Detection("person", 0, 0.87, 600.0, 2.0, 39.0, 100.0)
+    marked = draw(image, [corner, Detection("car", 2, 0.5, 50.0, 200.0, 120.0, 80.0)])
+    assert (image == 90).all()
+    changed = (marked != 90).any(axis=2)
+    assert changed[200, 60:160].all() and changed[50, 600] and not changed[240, 100]
+    assert changed[4:16, 560:640].any(), "the label of a box in the corner lies inside the image"
+    assert (draw(image, []) == image).all()
+
+
+def test_default_weights_lie_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_detector_path() == tmp_path / ".cache/fusion_ros/detector.onnx"
+
+
+def test_coco_has_eighty_names():
+    assert len(set(COCO_NAMES)) == 80
+    assert (COCO_NAMES[0], COCO_NAMES[79]) == ("person", "toothbrush")
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    common = np.prod(np.clip(high - low, 0, None))
+    return common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common)
+
+
+def test_boxes_agree_with_ultralytics(shared_data):
+    weights = shared_data / "weights"
+    if not (weights / "yolov8n_coco.pt").is_file():
+        pytest.skip(f"needs the detector weights of {weights}")
+    ultralytics = pytest.importorskip("ultralytics")
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(2)
+    reference = ultralytics.YOLO(weights / "yolov8n_coco.pt")
+    detector = Detector(
+        load_engine(weights / "yolov8n_coco.onnx", "onnxruntime_cpu"), confidence=0.25, iou=0.7
+    )
+    assert tuple(detector.class_names[i] for i in range(80)) == COCO_NAMES
+    folder = shared_data / "data/roadscene/test/vi"
+    compared = 0
+    for path in sorted(folder.iterdir())[::5][:10]:
+        image = cv2.imread(str(path))
+        (result,) = reference.predict(
+            image, imgsz=640, rect=False, conf=0.25, iou=0.7, device="cpu", verbose=False
+        )
+        ours = detector.detect(image)
+        theirs = result.boxes.data.numpy()
+        boxes = np.array([(d.x, d.y, d.x + d.width, d.y + d.height) for d in ours])
+        for *box, score, class_id in theirs[theirs[:, 4] > 0.5]:
+            same = [i for i, d in enumerate(ours) if d.class_id == class_id]
+            best = max(same, key=lambda i: iou(boxes[i], np.array(box)))
+            assert iou(boxes[best], np.array(box)) > 0.9, (path.name, box)
+            assert ours[best].score == pytest.approx(score, abs=0.02)
+            compared += 1
+        sure = sum(d.score > 0.5 for d in ours)
+        assert abs(sure - (theirs[:, 4] > 0.5).sum()) <= 1  # a score of 0.5 may fall either way
+    assert compared > 20

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Pipeline: what becomes of one pair, and what may change between two."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support import pair, write_detector_onnx, write_fusion_onnx
+
+from fusion_ros.frame.monitor import Monitor
+from fusion_ros.frame.pipeline import Intrinsics, Network, Pipeline, load_detector, load_network
+from fusion_ros.inference import EngineError
+from fusion_ros.node.parameters import Parameters
+
+GREY = np.full((48, 64, 3), 100, np.uint8)
+
+
+def say_nothing(text: str) -> None:
+    pass
+
+
+@pytest.fixture
+def average(tmp_path) -> Parameters:
+    path = write_fusion_onnx(tmp_path / "average.onnx")
+    return Parameters(method=str(path), backend="onnxruntime_cpu", threads=1)
+
+
+def make(parameters: Parameters) -> Pipeline:
+    return Pipeline(parameters, load_network(parameters, None, say_nothing), Monitor())
+
+
+def test_a_pair_becomes_an_image_of_the_rgb_size_and_every_stage_is_timed(average):
+    pipeline = make(average)
+    thermal, visible = pair(64, 48)
+    assert pipeline.fuse(thermal, visible).shape == (48, 64, 3)
+    assert pipeline.rgb_size == (64, 48)
+    stages = {"gain", "register", "prepare", "infer", "colour"}
+    assert set(pipeline.monitor.snapshot().stage_ms) == stages
+
+
+@pytest.mark.parametrize(
+    ("processing_size", "shape"), [(0, (480, 640)), (320, (240, 320)), (300, (232, 304))]
+)
+def test_an_engine_is_built_for_the_size_that_the_network_sees(
+    average, gpu, monkeypatch, tmp_path, processing_size, shape
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parameters = average.replace(processing_size=processing_size, backend="tensorrt")
+    network = load_network(parameters, (640, 480), say_nothing)
+    assert gpu.built == [("average.onnx", shape)]
+    load_network(parameters, None, say_nothing)
+    assert len(gpu.built) == 1
+    assert network.fits(parameters)
+    assert not network.fits(parameters.replace(processing_size=200))
+    assert not network.fits(parameters.replace(method="cfi"))
+
+
+def test_a_frame_fused_small_is_of_the_rgb_size_and_its_upsampling_is_timed(average):
+    pipeline = make(average.replace(processing_size=32))
+    assert pipeline.fuse(*pair(64, 48)).shape == (48, 64, 3)
+    stages = {"gain", "register", "prepare", "infer", "upsample", "colour"}
+    assert set(pipeline.monitor.snapshot().stage_ms) == stages
+
+
+def test_another_network_takes_over_between_two_frames(average, tmp_path):
+    pipeline = make(average)
+    thermal = np.full((48, 64), 200, np.uint8)
+    assert abs(int(pipeline.fuse(thermal, GREY)[0, 0, 0]) - 150) <= 1
+    other = average.replace(method=str(write_fusion_onnx(tmp_path / "max.onnx", "max")))
+    pipeline.change(parameters=other, network=load_network(other, pipeline.rgb_size, say_nothing))
+    assert pipeline.network.method == other.method
+    assert abs(int(pipeline.fuse(thermal, GREY)[0, 0, 0]) - 200) <= 1
+
+
+def test_every_network_that_is_replaced_is_freed_and_none_that_runs(average):
+    freed: list[str] = []
+
+    def network(name: str) -> Network:
+        loaded = load_network(average, None, say_nothing)
+        loaded.fuser.close = lambda: freed.append(name)
+        return Network(name, loaded.fuser)
+
+    pipeline = Pipeline(average, network("first"), Monitor())
+    thermal, visible = pair(64, 48)
+    pipeline.fuse(thermal, visible)
+    pipeline.change(network=network("never run"))
+    assert not freed
+    pipeline.change(network=network("third"))
+    assert freed == ["never run"]
+    pipeline.fuse(thermal, visible)
+    assert freed == ["never run", "first"]
+    pipeline.change(network=network("fourth"))
+    pipeline.close()
+    assert sorted(freed[2:]) == ["fourth", "third"]
+    pipeline.change(network=network("too late"))
+    assert "too late" in freed
+
+
+def test_settings_take_effect_with_the_next_frame(average):
+    pipeline = make(average.replace(gain_mode="none"))
+    thermal = np.full((48, 64), 256 * 50, np.uint16)
+    thermal[:, 32:] = 256 * 60
+    dark = pipeline.fuse(thermal, GREY).copy()
+    pipeline.change(parameters=average.replace(gain_mode="linear"))
+    bright = pipeline.fuse(thermal, GREY)
+    assert abs(int(dark[0, 63, 0]) - 80) <= 1
+    assert abs(int(bright[0, 63, 0]) - 178) <= 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "thermal_alone", "visible_alone"), [("pass", 200, 100), ("blank", 100, 50)]
+)
+def test_one_image_alone_passes_or_is_fused_with_black(
+    average, policy, thermal_alone, visible_alone
+):
+    pipeline = make(average.replace(dropout_policy=policy))
+    thermal = np.full((24, 32), 200, np.uint8)
+    assert abs(int(pipeline.fuse(None, GREY)[20, 30, 1]) - visible_alone) <= 1
+    fused = pipeline.fuse(thermal, None)
+    assert fused.shape == GREY.shape  # still in the RGB camera's pixels
+    assert abs(int(fused[20, 30, 1]) - thermal_alone) <= 1
+
+
+def test_calibration_of_both_cameras_registers_them_without_a_warning(average):
+    pipeline = make(average)
+    wide = Intrinsics((50.0, 0, 31.5, 0, 50.0, 23.5, 0, 0, 1), (64, 48))
+    narrow = Intrinsics((100.0, 0, 31.5, 0, 100.0, 23.5, 0, 0, 1), (64, 48))
+    pipeline.change(thermal_camera=narrow, rgb_camera=wide)
+    fused = pipeline.fuse(np.full((48, 64), 255, np.uint8), np.zeros((48, 64, 3), np.uint8))
+    # The thermal camera sees the middle of the RGB image only.
+    assert fused[24, 32, 0] > 120
+    assert fused[4, 4, 0] == 0
+    assert not pipeline.monitor.snapshot().counters
+
+
+def test_calibration_holds_for_binned_images_too():
+    full = Intrinsics((500.0, 0, 320.0, 0, 500.0, 240.0, 0, 0, 1), (640, 480))
+    np.testing.assert_allclose(full.at((320, 240)), [[250, 0, 160], [0, 250, 120], [0, 0, 1]])
+    np.testing.assert_allclose(full.at((640, 480)).ravel(), full.k)
+
+
+def test_sizes_that_differ_without_calibration_are_a_fault_once(average):
+    pipeline = make(average)
+    for _ in range(3):
+        pipeline.fuse(np.zeros((24, 32), np.uint8), GREY)
+    snapshot = pipeline.monitor.snapshot()
+    assert snapshot.counters == {"registration": 1}
+    assert "homography" in snapshot.faults[0].text
+
+
+def test_boxes_come_from_the_detector_that_is_asked_for(average, tmp_path):
+    path = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
+    parameters = average.replace(detector=str(path))
+    pipeline = make(parameters)
+    thermal, visible = pair(64, 64)
+    assert not pipeline.detects and pipeline.detect(pipeline.fuse(thermal, visible)) == []
+    pipeline.change(detector=load_detector(parameters, None, say_nothing))
+    assert pipeline.detects
+    found = pipeline.detect(pipeline.fuse(thermal, visible))
+    assert [one.class_name for one in found] == ["person"]
+    for change in ({"confidence": 0.95}, {"classes": ["car"]}, {"detect": False}):
+        pipeline.change(parameters=parameters.replace(**change))
+        assert pipeline.detect(pipeline.fuse(thermal, visible)) == []
+
+
+def test_a_missing_detector_says_how_to_get_one(average, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(EngineError, match="make detector"):
+        load_detector(average, None, say_nothing)

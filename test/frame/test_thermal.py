@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Gain control shows the scene, ignores broken pixels and does not flicker."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from fusion_ros.frame.thermal import GainControl
+
+HEIGHT, WIDTH = 120, 160
+BACKGROUND = (slice(None), slice(0, 60))
+
+
+def scene(seed: int = 0, *, base: int = 7500, hot: int = 0) -> np.ndarray:
+    """A room-temperature gradient with sensor noise, and a hot square of `hot` pixels a side."""
+    rng = np.random.default_rng(seed)
+    counts = base + np.linspace(-150, 150, WIDTH) + rng.normal(0, 4, (HEIGHT, WIDTH))
+    if hot:
+        counts[10 : 10 + hot, 80 : 80 + hot] = base + 2500
+    return counts.astype(np.uint16)
+
+
+def test_percentiles_fill_the_grey_scale():
+    image = GainControl().apply(scene())
+    assert image.dtype == np.uint8
+    assert image.min() == 0 and image.max() == 255
+    assert 0.9 < ((image > 0) & (image < 255)).mean() < 0.99
+    assert abs(float(image.mean()) - 127) < 4
+
+
+def test_grey_levels_are_linear_between_the_limits():
+    frame = scene()
+    control = GainControl()
+    image = control.apply(frame)
+    low, high = control.limits
+    expected = np.clip((frame - low) / (high - low), 0, 1) * 255
+    np.testing.assert_allclose(image, expected, atol=0.51)
+
+
+def test_the_limits_are_the_frames_percentiles():
+    frame = scene()
+    control = GainControl(low=5, high=90)
+    control.apply(frame)
+    np.testing.assert_allclose(control.limits, np.percentile(frame, [5, 90]), atol=2)
+
+
+def test_the_limits_of_a_large_frame_are_estimated_well():
+    frame = np.random.default_rng(3).normal(8000, 300, (1024, 1280)).astype(np.uint16)
+    control = GainControl()
+    control.apply(frame)
+    np.testing.assert_allclose(control.limits, np.percentile(frame, [1, 99]), atol=25)
+
+
+def test_linear_mode_takes_the_frames_extremes():
+    frame = scene(hot=2)
+    control = GainControl(mode="linear")
+    image = control.apply(frame)
+    assert control.limits == (frame.min(), frame.max())
+    assert image.min() == 0 and image.max() == 255 and (image == 255).sum() == 4
+
+
+def test_mode_none_keeps_the_high_byte():
+    frame = scene()
+    np.testing.assert_array_equal(GainControl(mode="none").apply(frame), frame >> 8)
+
+
+@pytest.mark.parametrize("mode", ["percentile", "linear", "none"])
+def test_eight_bit_passes_through_untouched(mode):
+    frame = (scene() >> 5).astype(np.uint8)
+    assert GainControl(mode=mode).apply(frame) is frame
+
+
+def test_eight_bit_is_stretched_when_asked():
+    frame = np.random.default_rng(0).normal(100, 15, (HEIGHT, WIDTH)).astype(np.uint8)
+    image = GainControl(stretch_8bit=True).apply(frame)
+    assert image.min() == 0 and image.max() == 255
+
+
+@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("value", [0, 1, 7500, 65535])
+def test_a_constant_image_becomes_mid_grey(mode, value):
+    control = GainControl(mode=mode)
+    for _ in range(3):
+        image = control.apply(np.full((HEIGHT, WIDTH), value, np.uint16))
+    assert set(np.unique(image)) <= {127, 128}
+
+
+def test_noise_of_an_even_scene_is_not_blown_up():
+    frame = (7500 + np.random.default_rng(0).normal(0, 2, (HEIGHT, WIDTH))).astype(np.uint16)
+    assert GainControl(min_span=50).apply(frame).std() < 15
+
+
+def test_dead_and_saturated_pixels_change_nothing():
+    clean, broken = scene(), scene()
+    broken[3, 5] = 0
+    broken[40, 44] = 65535
+    broken[:, 100] = 65535
+    ours, theirs = GainControl().apply(clean), GainControl().apply(broken)
+    difference = np.abs(ours.astype(int) - theirs)
+    difference[:, 100] = difference[3, 5] = difference[40, 44] = 0
+    assert difference.max() <= 6
+
+
+def background_levels(control: GainControl, frames: list[np.ndarray]) -> np.ndarray:
+    """(frame, column): mean level of every column of the background."""
+    return np.array([control.apply(frame)[BACKGROUND].mean(axis=0) for frame in frames])
+
+
+@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.9])
+def test_the_background_does_not_flicker_when_a_hot_object_comes_and_goes(mode, smoothing):
+    control = GainControl(mode=mode, smoothing=smoothing, max_step=3.0)
+    frames = [scene(i) for i in range(20)]
+    frames += [scene(i, hot=40) for i in range(20, 80)]
+    frames += [scene(i) for i in range(80, 140)]
+    levels = background_levels(control, frames)
+    assert np.abs(np.diff(levels, axis=0)).max() < 5
+    # It does adapt all the same.
+    assert levels[10].mean() - levels[79].mean() > 20
+
+
+def test_a_still_scene_with_sensor_noise_keeps_its_levels():
+    levels = background_levels(GainControl(), [scene(i) for i in range(60)])
+    assert np.abs(np.diff(levels.mean(axis=1))).max() < 0.5
+
+
+def test_the_limits_arrive_at_what_a_changed_scene_asks_for():
+    control = GainControl()
+    control.apply(scene())
+    for i in range(300):
+        control.apply(scene(i, hot=40))
+    wanted = GainControl()
+    wanted.apply(scene(hot=40))
+    np.testing.assert_allclose(control.limits, wanted.limits, rtol=0.01)
+
+
+def test_another_scene_is_shown_at_once():
+    control = GainControl()
+    for i in range(5):
+        control.apply(scene(i))
+    changed = control.apply(scene(base=20000))
+    np.testing.assert_array_equal(changed, GainControl().apply(scene(base=20000)))
+
+
+@pytest.mark.parametrize("value", [0, 65535])
+def test_one_blank_frame_leaves_no_trace(value):
+    control = GainControl()
+    before = control.apply(scene())
+    control.apply(np.full((HEIGHT, WIDTH), value, np.uint16))
+    np.testing.assert_allclose(control.apply(scene()), before, atol=3)
+
+
+def test_a_change_of_bit_depth_starts_afresh():
+    control = GainControl(stretch_8bit=True)
+    control.apply(scene())
+    frame = np.random.default_rng(0).normal(100, 15, (HEIGHT, WIDTH)).astype(np.uint8)
+    np.testing.assert_array_equal(control.apply(frame), GainControl(stretch_8bit=True).apply(frame))
+
+
+def test_frames_may_change_size():
+    control = GainControl()
+    for height, width in ((120, 160), (1, 1), (33, 501), (512, 640)):
+        frame = np.full((height, width), 7500, np.uint16)
+        assert control.apply(frame).shape == (height, width)
+
+
+def test_reset_forgets_the_past():
+    control = GainControl()
+    control.apply(scene(hot=100))
+    control.reset()
+    np.testing.assert_array_equal(control.apply(scene()), GainControl().apply(scene()))
+
+
+def test_settings_take_effect_between_frames_without_a_jump():
+    control = GainControl()
+    before = control.apply(scene()).astype(int)
+    control.low, control.high = 20.0, 80.0
+    assert np.abs(control.apply(scene()) - before).max() <= 4
+    control.mode = "none"
+    np.testing.assert_array_equal(control.apply(scene()), scene() >> 8)
+
+
+def test_padded_rows_are_read_right():
+    padded = np.zeros((HEIGHT, WIDTH + 24), np.uint16)
+    padded[:, :WIDTH] = scene()
+    np.testing.assert_array_equal(
+        GainControl().apply(padded[:, :WIDTH]), GainControl().apply(scene())
+    )
+
+
+@pytest.mark.parametrize("mode", ["percentile", "linear", "none"])
+def test_a_warm_gain_control_allocates_no_image(mode):
+    frame = np.random.default_rng(0).integers(7000, 8000, (512, 640), dtype=np.uint16)
+    out = np.empty(frame.shape, np.uint8)
+    control = GainControl(mode=mode)
+    assert control.apply(frame, out) is out
+    tracemalloc.start()
+    try:
+        control.apply(frame, out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < frame.size / 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"mode": "clahe"}, "expected one of percentile, linear, none"),
+        ({"low": 99.0, "high": 1.0}, "0 <= low < high <= 100"),
+        ({"high": 101.0}, "0 <= low < high <= 100"),
+        ({"smoothing": 1.0}, "0 <= smoothing < 1"),
+        ({"max_step": 0.0}, "more than 0 grey levels"),
+        ({"min_span": 0.0}, "more than 0 counts"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        GainControl(**settings)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((4, 4), np.float32),
+        np.zeros((0, 4), np.uint16),
+        np.zeros((4, 4), np.dtype(np.uint16).newbyteorder()),
+    ],
+)
+def test_a_frame_that_is_not_thermal_is_refused(frame):
+    with pytest.raises(ValueError, match="expected .H, W. uint8 or uint16 in native byte order"):
+        GainControl().apply(frame)

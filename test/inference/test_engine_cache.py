@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""The engine cache: built once, never half written, rebuilt when it does not load."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fusion_ros.inference import EngineError
+from fusion_ros.inference.cache import CachedEngine, EngineCache, EngineKey, StaleEngine
+
+KEY = EngineKey("baffm", "ab" * 32, "TensorRT 10.3.0", "Orin", "8.7", "fp16", 480, 640)
+
+
+class Builder:
+    """Counts its builds; every engine is another one."""
+
+    def __init__(self):
+        self.builds = 0
+
+    def __call__(self) -> CachedEngine:
+        self.builds += 1
+        return CachedEngine(b"engine %d\n" % self.builds, fp16_error=0.001)
+
+
+def load(engine: CachedEngine) -> CachedEngine:
+    return engine
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+@pytest.fixture
+def cache(tmp_path, lines):
+    return EngineCache(tmp_path / "cache", lines.append)
+
+
+def only_engine(cache: EngineCache) -> Path:
+    (path,) = cache.folder.glob("*.engine")
+    return path
+
+
+def test_an_engine_is_built_once_and_then_read(cache):
+    builder = Builder()
+    first = cache.get(KEY, builder, load)
+    assert cache.get(KEY, builder, load) == first
+    assert builder.builds == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"onnx_sha256": "cd" * 32},
+        {"library": "TensorRT 10.4.0"},
+        {"device": "RTX 4090"},
+        {"compute_capability": "8.9"},
+        {"precision": "fp32"},
+        {"height": 512},
+        {"width": 512},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_whatever_changes_in_the_key_needs_another_engine(cache, change):
+    builder = Builder()
+    cache.get(KEY, builder, load)
+    cache.get(replace(KEY, **change), builder, load)
+    assert builder.builds == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-3],
+        lambda data: data.replace(b"engine", b"engime"),
+        lambda data: data.replace(b"8.7", b"8.9"),
+        lambda data: b"[]\nengine",
+        lambda data: b"\xff\xfe junk",
+    ],
+    ids=["empty", "cut", "flipped", "other_key", "no_header", "junk"],
+)
+def test_a_damaged_file_is_built_anew_and_said_so(cache, lines, damage):
+    builder = Builder()
+    cache.get(KEY, builder, load)
+    path = only_engine(cache)
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.get(KEY, builder, load).data == b"engine 2\n"
+    assert cache.get(KEY, builder, load).data == b"engine 2\n"
+    assert builder.builds == 2
+    assert len(lines) == 1 and "building it anew" in lines[0]
+
+
+def test_an_engine_that_the_library_refuses_is_built_anew(cache):
+    builder = Builder()
+    cache.get(KEY, builder, load)
+
+    def picky(engine):
+        if engine.data == b"engine 1\n":
+            raise StaleEngine("made by another driver")
+        return engine
+
+    assert cache.get(KEY, builder, picky).data == b"engine 2\n"
+    assert cache.get(KEY, builder, load).data == b"engine 2\n"
+
+
+def test_a_new_engine_that_does_not_load_is_an_error(cache):
+    def refuse(engine):
+        raise StaleEngine("of another driver")
+
+    builder = Builder()
+    with pytest.raises(EngineError, match="of another driver"):
+        cache.get(KEY, builder, refuse)
+    assert builder.builds == 1
+
+
+def test_what_hinders_an_engine_for_now_is_no_reason_to_build_it_anew(cache):
+    def refuse(engine):
+        raise EngineError("out of memory")
+
+    builder = Builder()
+    cache.get(KEY, builder, load)
+    with pytest.raises(EngineError, match="out of memory"):
+        cache.get(KEY, builder, refuse)
+    assert cache.get(KEY, builder, load).data == b"engine 1\n" and builder.builds == 1
+
+
+def test_a_build_that_fails_leaves_nothing_behind(cache):
+    def fail():
+        raise EngineError("unsupported operator")
+
+    with pytest.raises(EngineError, match="unsupported"):
+        cache.get(KEY, fail, load)
+    assert not list(cache.folder.glob("*.engine")) and not list(cache.folder.glob("*.tmp"))
+    assert cache.get(KEY, Builder(), load).data == b"engine 1\n"
+
+
+def test_no_temporary_file_is_left(cache):
+    cache.get(KEY, Builder(), load)
+    assert not list(cache.folder.glob("*.tmp"))
+
+
+def test_a_folder_that_cannot_be_written_costs_a_build_each_time(tmp_path, lines):
+    (tmp_path / "file").write_text("in the way")
+    cache, builder = EngineCache(tmp_path / "file", lines.append), Builder()
+    assert cache.get(KEY, builder, load).data == b"engine 1\n"
+    assert cache.get(KEY, builder, load).data == b"engine 2\n"
+    assert any("cannot keep" in line for line in lines)
+
+
+def _slow_build() -> CachedEngine:
+    time.sleep(0.5)
+    return CachedEngine(str(time.monotonic_ns()).encode())
+
+
+def _get(folder: Path, results) -> None:
+    lines: list[str] = []
+    engine = EngineCache(folder, lines.append).get(KEY, _slow_build, load)
+    results.put((engine.data, lines))
+
+
+def test_processes_that_start_together_share_one_build(tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_get, args=(tmp_path, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    answers = [results.get(timeout=20) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len({data for data, _ in answers}) == 1
+    assert sum(any("waiting" in line for line in lines) for _, lines in answers) >= 1

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""TensorRT: every shipped model builds, without a GPU; what runs on one, against a made-up GPU."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import pair, write_fusion_onnx
+
+from fusion_models import WEIGHTS_DIR
+from fusion_ros.commands import build_engine as build_engine
+from fusion_ros.frame.detector import Detector
+from fusion_ros.frame.fuser import Fuser
+from fusion_ros.inference import EngineError, cuda, load_engine, tensorrt
+from fusion_ros.inference.rewritten import rewritten_files
+from fusion_ros.inference.tensorrt import BuildError, Library, TensorRTEngine
+
+MODELS = sorted(WEIGHTS_DIR.glob("*.onnx"))
+TARGETS = ("7.5", "8.9", "12.0")
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Library:
+    return Library(pytest.importorskip("tensorrt_rtx_bindings"), "TensorRT-RTX")
+
+
+@pytest.fixture
+def average(tmp_path) -> Path:
+    return write_fusion_onnx(tmp_path / "average.onnx")
+
+
+# Building, for real and without a GPU
+
+
+def lacks_float32_products(path: Path) -> bool:
+    """Whether a model needs what TensorRT-RTX does not have for Turing: float32 matrix products.
+
+    There the FP16 model serves, which must build.
+    """
+    operators = {node.op_type for node in pytest.importorskip("onnx").load(path).graph.node}
+    return "MatMul" in operators and not path.name.endswith(".fp16.onnx")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("onnx", MODELS, ids=lambda path: path.name)
+def test_every_shipped_model_builds_for_rtx_gpus(rtx, onnx, target):
+    if target == "7.5" and lacks_float32_products(onnx):
+        with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
+            tensorrt.build(rtx, onnx, (480, 640), target=target)
+        return
+    built = tensorrt.build(rtx, onnx, (480, 640), target=target)
+    assert built.layers > 0 and len(built.data) > 1000
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_detector_builds_for_rtx_gpus(rtx, shared_data, target):
+    onnx = shared_data / "weights/yolov8n_coco.onnx"
+    if not onnx.is_file():
+        pytest.skip(f"needs the detector {onnx}")
+    built = tensorrt.build(rtx, onnx, None, target=target)
+    assert built.layers > 100 and len(built.data) > 1_000_000
+
+
+@pytest.mark.parametrize("onnx", MODELS, ids=lambda path: path.name)
+def test_every_shipped_model_builds_with_images_at_its_ends(rtx, onnx):
+    fuser = Fuser(load_engine(onnx, "onnxruntime_cpu"))
+    for size in ((480, 640), (333, 501)):  # the latter with padding
+        with rewritten_files(onnx, fuser.image_form(size)) as path:
+            built = tensorrt.build(rtx, path, size, target="8.9")
+        assert built.layers > 0 and len(built.data) > 1000
+
+
+def test_the_detector_builds_with_images_at_its_end(rtx, shared_data):
+    onnx = shared_data / "weights/yolov8n_coco.onnx"
+    if not onnx.is_file():
+        pytest.skip(f"needs the detector {onnx}")
+    detector = Detector(load_engine(onnx, "onnxruntime_cpu"))
+    for size in ((480, 640), (1080, 1920)):  # the latter is resized
+        with rewritten_files(onnx, detector.image_form(size)) as path:
+            assert tensorrt.build(rtx, path, size, target="8.9").layers > 100
+
+
+def test_a_model_with_an_unknown_operator_is_refused_with_its_name(rtx, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(write_fusion_onnx(tmp_path / "odd.onnx"))
+    model.graph.node[0].op_type = "Compress"
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(EngineError, match="cannot parse .*odd.onnx: .*Compress"):
+        tensorrt.build(rtx, tmp_path / "odd.onnx", (480, 640), target="8.9")
+
+
+def test_free_sizes_and_unknown_gpus_are_told(rtx, average):
+    with pytest.raises(EngineError, match=r"say for which \(H, W\)"):
+        tensorrt.build(rtx, average, None, target="8.9")
+    with pytest.raises(EngineError, match="cannot build for compute capability 9.0: .*8.9"):
+        tensorrt.build(rtx, average, (480, 640), target="9.0")
+
+
+def test_a_long_build_reports_its_progress(rtx, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorrt, "PROGRESS_SECONDS", 0.001)
+    lines = []
+    onnx = write_fusion_onnx(tmp_path / "slow.onnx", "slow", layers=30)
+    tensorrt.build(rtx, onnx, (480, 640), target="8.9", log=lines.append)
+    assert lines and lines[-1].startswith("building slow.onnx for TensorRT, 0 s so far: ")
+    assert any("step" in line for line in lines)
+
+
+def test_build_engine_proves_a_model_on_the_command_line(rtx, average, capsys):
+    arguments = [str(average), "--width", "333", "--height", "251", "--target"]
+    assert build_engine.main([*arguments, "8.9"]) == 0
+    assert capsys.readouterr().out.startswith("average.onnx: builds for 8.9, ")
+    assert build_engine.main([*arguments, "3.0"]) == 1
+    assert "choose one of 7.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shape", "filled"),
+    [
+        ((-1, 1, -1, -1), (1, 1, 480, 640)),
+        ((1, 3, 640, 640), (1, 3, 640, 640)),
+        ((1, 1, 96, -1), (1, 1, 96, 640)),
+    ],
+)
+def test_free_dimensions_take_the_size(shape, filled):
+    assert tensorrt.static_shape(shape, (480, 640)) == filled
+
+
+# Running, against a made-up GPU
+
+
+class Status(IntEnum):
+    cudaErrorMemoryAllocation = 2
+
+
+def feeds(height=48, width=64, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: rng.random((1, 1, height, width), np.float32) for name in ("ir", "vi")}
+
+
+def mean(pair):
+    return (pair["ir"] + pair["vi"]) / 2
+
+
+def test_frames_go_through_one_captured_graph(gpu, average, tmp_path):
+    engine = load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    for seed in range(3):
+        frame = feeds(seed=seed)
+        np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+    assert gpu.launches == 3
+    assert engine.description == "TensorRT 10.3.0, CUDA:0 Made-up GPU, fp32, 64x48"
+    assert (engine.backend, engine.precision) == ("tensorrt", "fp32")
+
+
+def test_a_network_that_cannot_be_captured_runs_without_a_graph(gpu, average, tmp_path):
+    gpu.library.module.capturable = False
+    lines = []
+    engine = load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path, log=lines.append)
+    frame = feeds()
+    np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+    assert gpu.launches == 0 and any("without a CUDA graph" in line for line in lines)
+
+
+def test_the_second_start_builds_nothing(gpu, average, tmp_path):
+    for _ in range(2):
+        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    assert gpu.built == [("average.onnx", (48, 64))]
+
+
+def test_another_model_of_the_same_name_is_built(gpu, tmp_path, average):
+    load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    write_fusion_onnx(average, "max")
+    load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    assert len(gpu.built) == 2
+
+
+def test_a_cached_engine_that_does_not_load_is_rebuilt(gpu, average, tmp_path, monkeypatch):
+    good = tensorrt.build
+    monkeypatch.setattr(
+        tensorrt, "build", lambda *a, **k: tensorrt.Build(b"of another driver", 1, 0.0)
+    )
+    with pytest.raises(EngineError, match="TensorRT 10.3.0 cannot load the engine: not an engine"):
+        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    monkeypatch.setattr(tensorrt, "build", good)
+    load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    assert gpu.built == [("average.onnx", (48, 64))]
+
+
+def test_a_new_size_is_built_when_it_comes_and_the_oldest_is_let_go(gpu, average, tmp_path):
+    engine = load_engine(average, "tensorrt", cache_dir=tmp_path)
+    assert gpu.built == []
+    sizes = [(32 + 8 * i, 64) for i in range(6)]
+    for size in (*sizes, sizes[-1]):
+        frame = feeds(*size)
+        np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+    assert [size for _, size in gpu.built] == sizes
+    assert len(gpu.memory) == 4 * tensorrt.KEPT_SIZES  # inputs and outputs, on both ends
+    engine.close()
+    assert not gpu.memory
+
+
+def test_the_fuser_writes_straight_into_pinned_memory(gpu, average, tmp_path, monkeypatch):
+    engine = load_engine(average, "tensorrt", cache_dir=tmp_path)
+    fuser = Fuser(engine, convert_on_gpu=False)
+    thermal, visible = pair(61, 43)
+    expected = fuser.fuse(thermal, visible)
+    monkeypatch.setattr(np, "copyto", lambda *arrays: pytest.fail("an input was copied"))
+    assert (fuser.fuse(thermal, visible) == expected).all()
+    engine.close()
+    assert len(gpu.memory) == 1, "what the fuser still holds stays valid"
+    del fuser
+    assert not gpu.memory
+
+
+@pytest.fixture
+def half(average) -> Path:
+    average.with_name("average.fp16.onnx").write_bytes(average.read_bytes() + b"\x7a\x00")
+    return average
+
+
+def test_fp16_that_is_close_to_float32_is_used(gpu, half, tmp_path):
+    gpu.offset = 1 / 255
+    engine = load_engine(half, "tensorrt", (48, 64), "fp16", cache_dir=tmp_path)
+    assert engine.precision == "fp16"
+    assert gpu.built == [("average.fp16.onnx", (48, 64))]
+
+
+@pytest.mark.parametrize(("offset", "said"), [(3 / 255, "3.0/255"), (np.nan, "nan/255")])
+def test_fp16_that_is_far_from_float32_gives_way_to_it_for_good(gpu, half, tmp_path, offset, said):
+    gpu.offset = offset
+    lines = []
+    for _ in range(2):
+        engine = load_engine(
+            half, "tensorrt", (48, 64), "fp16", cache_dir=tmp_path, log=lines.append
+        )
+        frame = feeds()
+        np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+        assert engine.precision == "fp32" and "fp32" in engine.description
+    assert gpu.built == [("average.fp16.onnx", (48, 64)), ("average.onnx", (48, 64))]
+    assert sum(f"differs from float32 by {said}" in line for line in lines) == 2
+
+
+@pytest.fixture
+def turing(gpu, monkeypatch):
+    """A GPU for which float32 models cannot be built."""
+
+    def build(library, onnx, size, **settings):
+        if "fp16" not in onnx.name:
+            gpu.built.append((onnx.name, size))
+            raise BuildError("FP32 GEMM is not supported")
+        return gpu.build(library, onnx, size, **settings)
+
+    monkeypatch.setattr(tensorrt, "build", build)
+    return gpu
+
+
+def test_a_float32_model_that_cannot_be_built_gives_way_to_float16(turing, half, tmp_path):
+    lines = []
+    engine = load_engine(half, "tensorrt", (48, 64), cache_dir=tmp_path, log=lines.append)
+    assert engine.precision == "fp16"
+    assert any("FP32 GEMM" in line and "using the float16 model" in line for line in lines)
+    frame = feeds()
+    np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+    fuser = Fuser(load_engine(half, "tensorrt", cache_dir=tmp_path))
+    fuser.warmup((64, 48))
+    assert fuser.running.precision == "fp16" and fuser.running is not fuser.engine
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_two_models_of_which_none_will_do_are_an_error(turing, half, tmp_path, precision):
+    turing.offset = 1.0
+    with pytest.raises(EngineError, match="FP32 GEMM"):
+        load_engine(half, "tensorrt", (48, 64), precision, cache_dir=tmp_path)
+
+
+def test_a_float32_model_without_a_float16_form_is_an_error(turing, average, tmp_path):
+    with pytest.raises(EngineError, match="FP32 GEMM"):
+        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+
+
+def test_what_cannot_be_built_is_not_tried_again_for_each_frame(turing, average, tmp_path):
+    fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path))
+    errors = set()
+    for _ in range(3):
+        with pytest.raises(EngineError, match="FP32 GEMM") as raised:
+            fuser.fuse(*pair())
+        errors.add(raised.value)
+    assert len(errors) == 3, "an error that is raised again keeps what each frame held"
+    assert len(turing.built) == 2, "with images at its ends and without"
+    with pytest.raises(EngineError):
+        fuser.fuse(*pair(80, 48))
+    assert len(turing.built) == 4
+
+
+def test_what_is_built_and_does_not_load_is_not_built_for_each_frame(
+    gpu, average, tmp_path, monkeypatch
+):
+    def build(library, onnx, size, **settings):
+        gpu.built.append((onnx.name, size))
+        return tensorrt.Build(b"of another driver", 1, 0.0)
+
+    monkeypatch.setattr(tensorrt, "build", build)
+    fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path))
+    for _ in range(3):
+        with pytest.raises(EngineError, match="not an engine"):
+            fuser.fuse(*pair())
+    assert len(gpu.built) == 2
+
+
+def test_auto_goes_on_to_onnxruntime_where_tensorrt_cannot_build(turing, average, tmp_path):
+    lines = []
+    fuser = Fuser(load_engine(average, "auto", cache_dir=tmp_path, log=lines.append))
+    assert fuser.running.backend == "tensorrt"
+    for seed in range(2):
+        thermal, visible = pair(seed=seed)
+        expected = Fuser(load_engine(average, "onnxruntime_cpu")).fuse(thermal, visible)
+        assert (fuser.fuse(thermal, visible) == expected).all()
+    assert (fuser.running.backend, fuser.running.device) == ("onnxruntime", "CPU")
+    assert sum("tensorrt not used: FP32 GEMM" in line for line in lines) == 1
+    engine = load_engine(average, "auto", cache_dir=tmp_path)
+    frame = feeds()
+    np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+    assert engine.backend == "onnxruntime"
+
+
+def test_feeds_that_do_not_fit_are_no_reason_for_auto_to_go_on(gpu, average, tmp_path):
+    engine = load_engine(average, "auto", cache_dir=tmp_path)
+    with pytest.raises(EngineError, match="no feed for input 'vi'"):
+        engine.run({"ir": feeds()["ir"]})
+    assert engine.backend == "tensorrt"
+    frame = feeds()
+    np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+    assert engine.backend == "tensorrt" and "TensorRT 10.3.0" in engine.description
+
+
+def test_a_gpu_without_memory_for_now_is_no_reason_to_build_anew(
+    gpu, average, tmp_path, monkeypatch
+):
+    load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    monkeypatch.setattr(gpu, "cudaMalloc", lambda size: (Status.cudaErrorMemoryAllocation,))
+    gpu.cudaMalloc.__name__ = "cudaMalloc"
+    with pytest.raises(EngineError, match="cudaErrorMemoryAllocation"):
+        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    assert len(gpu.built) == 1
+
+
+def test_a_gpu_that_tensorrt_rtx_does_not_know_is_told(gpu, rtx, average, monkeypatch):
+    monkeypatch.setattr(tensorrt, "import_library", lambda: rtx)
+    monkeypatch.setattr(cuda, "compute_capability", lambda: "9.0")
+    with pytest.raises(EngineError, match="does not run on Made-up GPU .*9.0"):
+        TensorRTEngine(average)
+
+
+def test_without_tensorrt_the_error_says_how_to_get_it(gpu, average, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(cuda, "driver", lambda: object())
+    monkeypatch.setattr(tensorrt, "MODULES", ("tensorrt_that_is_not_there",))
+    tensorrt.import_library.cache_clear()
+    with pytest.raises(EngineError, match="pip install"):
+        load_engine(average, "tensorrt")
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_gives_what_onnxruntime_gives(tmp_path):
+    for onnx in [*MODELS, write_fusion_onnx(tmp_path / "slow.onnx", "slow")]:
+        engine = load_engine(onnx, "tensorrt", (96, 128), cache_dir=tmp_path)
+        reference = load_engine(onnx, "onnxruntime_cpu")
+        limit = 2 / 255 if "fp16" in onnx.name else 1e-3
+        for seed in range(3):
+            frame = feeds(96, 128, seed)
+            error = np.abs(engine.run(frame)["fused"] - reference.run(frame)["fused"]).mean()
+            assert error < limit, (onnx.name, seed)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime_cuda"])
+def test_a_real_gpu_fuses_images_as_the_cpu_does(tmp_path, backend):
+    thermal, visible = pair(123, 77)
+    for onnx in MODELS:
+        fuser = Fuser(load_engine(onnx, backend, cache_dir=tmp_path))
+        expected = Fuser(load_engine(onnx, "onnxruntime_cpu")).fuse(thermal, visible)
+        for _ in range(2):
+            error = np.abs(fuser.fuse(thermal, visible).astype(int) - expected)
+        assert fuser.running is not fuser.engine, "converted by the CPU"
+        assert error.mean() < 2, onnx.name

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Evaluation: the published figures again, rows of one's own, table, JSON, report and cards."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+for module in ("torch", "omegaconf", "onnx", "tqdm"):
+    pytest.importorskip(module, reason=f"training needs {module}: pip install .[train]")
+
+from support import write_fusion_onnx  # noqa: E402
+
+from fusion_models import WEIGHTS_DIR  # noqa: E402
+from fusion_models.data import DataError  # noqa: E402
+from fusion_models.evaluation.evaluate import (  # noqa: E402
+    METRICS,
+    MORE,
+    FusedFolder,
+    PairSet,
+    Score,
+    average,
+    evaluate_set,
+    find_sets,
+    maximum,
+    set_folders,
+)  # fmt: skip
+from training.evaluate import find_data, load_networks, main  # noqa: E402
+
+COMMITTED = Path(__file__).resolve().parents[3] / "docs" / "evaluation.json"
+
+
+def picture(seed, size=(70, 94)):
+    noise = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three sets of two pairs, one of them for training; visible images have colour."""
+    for number, name in enumerate(("city/test", "city/train", "medical/ct")):
+        for kind in ("ir", "vi"):
+            (tmp_path / "data" / name / kind).mkdir(parents=True)
+        for stem in range(2):
+            seed = 10 * number + 3 * stem
+            folder = tmp_path / "data" / name
+            cv2.imwrite(str(folder / "ir" / f"{stem}.png"), picture(seed))
+            colour = np.dstack([picture(seed + 1), picture(seed + 1), picture(seed + 2)])
+            cv2.imwrite(str(folder / "vi" / f"{stem}.png"), colour)
+    return tmp_path / "data"
+
+
+def run(data, tmp_path, *arguments):
+    output = tmp_path / "out"
+    settings = [f"data={data}", f"output={output}", "threads=1", "pictures=1"]
+    assert main([*settings, "workers=0", *arguments]) == 0
+    return json.loads((output / "evaluation.json").read_text())
+
+
+@pytest.mark.slow
+def test_average_and_maximum_have_the_published_figures_on_tno(shared_data):
+    published = json.loads((shared_data / "peers" / "results.json").read_text())["tno_test"]
+    result = evaluate_set(find_sets(shared_data / "data", ["tno/test"])[0], {})
+    for row in result.rows:
+        for name, value in published[row.method].items():
+            assert row.mean[name] == pytest.approx(value, abs=1e-3), f"{row.method} {name}"
+
+
+def test_all_sets_but_those_for_training_are_the_default(data):
+    assert [s.name for s in find_sets(data)] == ["city/test", "medical/ct"]
+    assert [s.name for s in find_sets(data, ["city/train"])] == ["city/train"]
+
+
+def test_a_folder_of_pairs_is_a_set_of_its_own_name(data):
+    (found,) = find_sets(data / "city" / "test")
+    assert found.name == "test" and found.stems == ["0", "1"]
+
+
+def test_the_best_known_sets_come_first(tmp_path):
+    for name in ("aaa/test", "harvard/ct", "tno/test", "msrs/test"):
+        for kind in ("ir", "vi"):
+            (tmp_path / name / kind).mkdir(parents=True)
+    assert list(set_folders(tmp_path)) == ["msrs/test", "tno/test", "harvard/ct", "aaa/test"]
+
+
+def test_data_are_found_where_training_finds_them(data, tmp_path, monkeypatch):
+    monkeypatch.delenv("FUSION_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert find_data("auto") == Path("data")
+    monkeypatch.chdir(data)
+    assert find_data("auto") == Path(".")
+    monkeypatch.chdir(data / "city" / "train" / "ir")
+    with pytest.raises(DataError, match="no data in data, ../shared/data, .; give data="):
+        find_data("auto")
+
+
+def test_a_pool_of_processes_finds_the_same_figures(data, tmp_path):
+    alone = run(data, tmp_path, "methods=", "sets=city/test")
+    assert run(data, tmp_path, "methods=", "sets=city/test", "workers=2")["sets"] == alone["sets"]
+
+
+def test_an_unknown_set_is_refused_with_those_there_are(data):
+    with pytest.raises(DataError, match="no set tno/test.*city/test, .*medical/ct"):
+        find_sets(data, ["tno/test"])
+
+
+def test_a_pair_of_two_sizes_is_named(data):
+    cv2.imwrite(str(data / "medical/ct/ir/1.png"), picture(0, (80, 80)))
+    with pytest.raises(DataError, match="medical/ct/1: ir is"):
+        evaluate_set(find_sets(data, ["medical/ct"])[0], {})
+
+
+def test_a_network_runs_as_on_the_robot_beside_the_rules(data, tmp_path):
+    """A network that is the pixel-wise maximum has the figures of the maximum, at an odd size."""
+    model = write_fusion_onnx(tmp_path / "mine.onnx", "max")
+    found = run(data, tmp_path, f"methods=mine:{model}")
+    assert list(found["sets"]) == ["city/test", "medical/ct"]
+    rows = found["sets"]["city/test"]["rows"]
+    assert list(rows) == ["average", "max", "mine"]
+    assert rows["mine"] == rows["max"] != rows["average"]
+
+
+def test_the_json_says_what_was_measured_and_on_what(data, tmp_path):
+    model = write_fusion_onnx(tmp_path / "mine.onnx", "max")
+    found = run(data, tmp_path, f"methods={model}", "sets=city/test")
+    assert found["command"].startswith("python training/evaluate.py data=")
+    assert found["host"]["cores"] >= 1 and "onnxruntime" in found["versions"]
+    assert len(found["models"]["mine"]["sha256"]) == 64
+    assert "onnxruntime" in found["models"]["mine"]["engine"]
+    row = found["sets"]["city/test"]["rows"]["mine"]
+    assert set(row["images"]) == {"0", "1"}
+    for name in (*METRICS, *(name for name, _ in MORE.values())):
+        each = [image[name] for image in row["images"].values()]
+        assert row["mean"][name] == pytest.approx(np.mean(each), abs=2e-5)
+    sources = found["sets"]["city/test"]["sources"]["over_exposure"]
+    excess = row["mean"]["over_exposure"] - row["mean"]["over_exposure_excess"]
+    assert sources == pytest.approx(excess, abs=2e-5)
+    assert datetime.fromisoformat(found["date"]).tzinfo
+
+
+def test_fused_images_of_others_are_a_row_where_they_have_all_stems(data, tmp_path, capsys):
+    peer = tmp_path / "peer" / "city" / "test"
+    peer.mkdir(parents=True)
+    for pair in PairSet.at("city/test", data / "city" / "test"):
+        cv2.imwrite(str(peer / f"{pair.stem}.png"), maximum(pair))
+    found = run(data, tmp_path, "methods=", f"peer=Theirs:{tmp_path / 'peer'}")
+    rows = found["sets"]["city/test"]["rows"]
+    assert rows["Theirs"] == rows["max"]
+    assert list(found["sets"]["medical/ct"]["rows"]) == ["average", "max"]
+
+
+def test_a_peer_without_all_images_is_left_out_and_one_without_any_refused(data, tmp_path, capsys):
+    (tmp_path / "peer").mkdir()
+    cv2.imwrite(str(tmp_path / "peer" / "0.png"), picture(0))
+    assert FusedFolder(tmp_path / "peer", find_sets(data)[0]).missing == ["1"]
+    assert main(["methods=", f"data={data}", f"peer=Theirs:{tmp_path / 'peer'}"]) == 2
+    message = capsys.readouterr()
+    assert "city/test without Theirs: 1 of 2 missing, say 1" in message.out
+    assert "images of no set" in message.err and "<stem>.png" in message.err
+
+
+@pytest.mark.parametrize(("bad", "told"), [
+    ("methods=nonsense", "unknown method 'nonsense'"),
+    ("method=baffm", "unknown settings method; use methods"),
+    ("sets=mars/test", "no set mars/test"),
+    ("methods=average:x.onnx", "two rows named 'average'"),
+])  # fmt: skip
+def test_a_wrong_setting_is_told_in_one_line(data, tmp_path, capsys, bad, told):
+    assert main([f"data={data}", f"output={tmp_path / 'out'}", bad]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_is_markdown_with_a_line_a_method(data, capsys):
+    text = evaluate_set(find_sets(data)[0], {"copy": lambda pair: pair.vi}).as_markdown()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 5 and len({len(line) for line in table}) == 1
+    assert [cell.strip() for cell in table[0].split("|")[2:13]] == list(METRICS)
+    copy = [cell.strip() for cell in table[4].split("|")]
+    assert copy[1] == "copy"
+    assert copy[13 + list(MORE).index("to vi")] == "0.000" != copy[13 + list(MORE).index("to ir")]
+
+
+def test_ranks_are_means_over_the_metrics(data):
+    result = evaluate_set(find_sets(data)[0], {"same": maximum})
+    ranks = result.ranks()
+    assert ranks["same"] == ranks["max"] and 1 <= min(ranks.values()) <= max(ranks.values()) <= 3
+
+
+def test_the_report_needs_no_other_file_and_escapes_names(data, tmp_path):
+    model = write_fusion_onnx(tmp_path / "mine.onnx")
+    run(data, tmp_path, f"methods=<b>:{model}", "sets=city/test")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 5  # thermal, visible and three rows
+    assert "http" not in page and "&lt;b&gt;" in page and "<b></b>" not in page
+    assert 'id="city-test"' in page and 'href="#city-test"' in page
+
+
+def test_pictures_have_the_colours_of_the_visible_image(data):
+    pair = next(iter(find_sets(data)[0]))
+    shown = cv2.imread(str(pair.visible_file))
+    assert np.abs(pair.colour(pair.vi).astype(int) - shown).max() <= 2
+    darker = cv2.cvtColor(pair.colour(average(pair)), cv2.COLOR_BGR2YCrCb)
+    assert np.median(np.abs(darker[..., 0].astype(int) - average(pair))) <= 1
+
+
+def test_means_go_into_the_card_on_request_and_nothing_else_changes(data, tmp_path):
+    model = write_fusion_onnx(tmp_path / "mine.onnx", metadata={"method": "mine", "metrics": "{}"})
+    before = model.read_bytes()
+    (tmp_path / "mine.json").write_text('{"method": "mine", "metrics": {"tno/test": {"EN": 7.0}}}')
+    found = run(data, tmp_path, f"methods={model}", "cards=true")
+    card = json.loads((tmp_path / "mine.json").read_text())
+    mean = found["sets"]["city/test"]["rows"]["mine"]["mean"]
+    assert card["method"] == "mine" and model.read_bytes() == before
+    assert set(card["metrics"]) == {"tno/test", "city/test", "medical/ct"}
+    assert card["metrics"]["city/test"] == {name: mean[name] for name in METRICS}
+
+
+def test_cards_take_means_of_whole_sets_only(data, tmp_path, capsys):
+    model = write_fusion_onnx(tmp_path / "mine.onnx")
+    arguments = [f"data={data}", f"methods={model}", "cards=true"]
+    assert main([*arguments, "limit=1"]) == 2 and "whole sets" in capsys.readouterr().err
+    assert main(arguments) == 2 and "mine.json" in capsys.readouterr().err
+
+
+def test_processing_sizes_are_rows_of_their_own(data, tmp_path):
+    model = write_fusion_onnx(tmp_path / "mine.onnx", "max")
+    found = run(data, tmp_path, f"methods={model}", "sets=city/test", "processing_size=0,47,400")
+    rows = found["sets"]["city/test"]["rows"]
+    assert list(rows) == ["average", "max", "mine", "mine@47", "mine@400"]
+    assert rows["mine"]["mean"] == rows["mine@400"]["mean"] != rows["mine@47"]["mean"]
+    assert rows["mine@47"]["mean"]["VIF"] == pytest.approx(rows["mine"]["mean"]["VIF"], rel=0.1)
+
+
+@pytest.mark.parametrize("value", ["half", "0,20", "320,", "0.5", "320,320"])
+def test_a_processing_size_that_cannot_be_is_refused(data, tmp_path, capsys, value):
+    model = write_fusion_onnx(tmp_path / "mine.onnx", "max")
+    assert main([f"data={data}", f"methods={model}", f"processing_size={value}"]) == 2
+    said = capsys.readouterr().err
+    assert "processing_size" in said or "two rows named 'mine@320'" in said
+
+
+def test_cards_hold_the_figures_of_full_size_only(data, tmp_path, capsys):
+    model = write_fusion_onnx(tmp_path / "mine.onnx", "max")
+    arguments = [f"data={data}", f"methods={model}", "cards=true", "processing_size=320"]
+    assert main(arguments) == 2 and "full size" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_fusing_at_half_size_loses_at_most_a_twentieth_of_vif_and_qabf(shared_data):
+    networks = load_networks("shipped", "onnxruntime", "fp32", 0, "0,320")
+    (pair_set,) = find_sets(shared_data / "data", ["msrs/test"], limit=6)
+    rows = {row.method: row.mean for row in evaluate_set(pair_set, networks).rows}
+    small = [name for name in networks if name.endswith("@320")]
+    assert len(small) == len(networks) / 2
+    for name in small:
+        for metric in ("VIF", "Qabf"):
+            full = rows[name.removesuffix("@320")][metric]
+            assert rows[name][metric] > 0.95 * full, (name, metric)
+
+
+@pytest.mark.slow
+def test_committed_figures_come_from_the_committed_weights(shared_data):
+    """Three pairs of each set, fused anew by the ONNX files and compared with the JSON."""
+    if not COMMITTED.is_file():
+        pytest.skip(f"no {COMMITTED.name} committed yet")
+    committed = json.loads(COMMITTED.read_text())
+    networks = load_networks("shipped", "onnxruntime", "fp32", 0)
+    assert set(committed["models"]) == set(networks)
+    for name, network in networks.items():
+        assert committed["models"][name]["sha256"] == network.as_dict()["sha256"], name
+        card = json.loads((WEIGHTS_DIR / f"{name}.json").read_text())["metrics"]
+        for set_name, result in committed["sets"].items():
+            mean = result["rows"][name]["mean"]
+            assert card[set_name] == pytest.approx({m: mean[m] for m in METRICS}, abs=1e-3)
+    for pair_set in find_sets(shared_data / "data", committed["sets"], limit=3):
+        for pair in pair_set:
+            for name, network in networks.items():
+                written = committed["sets"][pair_set.name]["rows"][name]["images"][pair.stem]
+                got = Score.of(network(pair), pair).as_dict()
+                where = f"{name} {pair_set.name}/{pair.stem}"
+                assert got == pytest.approx(written, abs=1e-3), where

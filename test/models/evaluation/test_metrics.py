@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Fusion metrics: equal to the reference evaluation, right at the edges, fast enough to be used."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from fusion_models.evaluation.metrics import (
+    average_gradient,
+    correlation,
+    distance,
+    entropy,
+    evaluate,
+    mutual_information,
+    over_exposure,
+    psnr,
+    qabf,
+    scd,
+    ssim,
+    vif,
+)  # fmt: skip
+
+
+def picture(seed=0, size=(120, 160)):
+    noise = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
+
+
+@pytest.fixture(scope="module")
+def reference(shared_data):
+    return json.loads((shared_data / "peers" / "reference" / "metrics.json").read_text())["values"]
+
+
+def read_pair(shared_data, stem):
+    return [
+        cv2.imread(str(next((shared_data / "data/tno/test" / m).glob(f"{stem}.*"))), 0)
+        for m in ("ir", "vi")
+    ]
+
+
+def test_all_metrics_equal_the_reference_evaluation(shared_data, reference):
+    assert len(reference) >= 12
+    for key, wanted in reference.items():
+        peer, stem = key.split("/")
+        fused = cv2.imread(str(shared_data / "peers/reference" / peer / f"{stem}.png"), 0)
+        got = evaluate(fused, *read_pair(shared_data, stem)).as_dict()
+        for name, value in wanted.items():
+            assert got[name] == pytest.approx(value, abs=1e-3), f"{key} {name}"
+
+
+def test_a_perfect_copy_of_equal_sources_has_the_perfect_scores():
+    image = picture()
+    assert vif(image, image, image) == pytest.approx(2.0, abs=1e-6)
+    assert ssim(image, image, image) == pytest.approx(2.0)
+    assert correlation(image, image, image) == pytest.approx(1.0)
+    assert psnr(image, image, image) == np.inf
+    assert qabf(image, image, image) == pytest.approx(0.9994 * 0.9879, abs=0.02)
+    assert mutual_information(image, image, image) == pytest.approx(2 * entropy(image) * np.log(2))
+
+
+def test_a_sum_of_both_sources_has_the_best_scd():
+    ir, vi = picture(1) / 3.0, picture(2) / 3.0
+    assert scd(ir + vi, ir, vi) == pytest.approx(2.0)
+
+
+def test_flat_pictures_do_not_divide_by_zero():
+    flat, image = np.full((80, 90), 128, np.uint8), picture(3, (80, 90))
+    with np.errstate(all="raise", under="ignore"):
+        for values in (evaluate(flat, flat, flat), evaluate(flat, image, flat)):
+            assert np.isfinite([v for k, v in values.as_dict().items() if k != "PSNR"]).all()
+    assert entropy(flat) == 0.0 and average_gradient(flat) == 0.0
+
+
+def test_over_exposure_is_the_share_of_pixels_over_245():
+    assert over_exposure(np.array([[245, 246], [255, 0]], np.uint8)) == 0.5
+
+
+def test_distance_is_on_the_unit_scale():
+    assert distance(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8)) == 1.0
+
+
+@pytest.mark.parametrize("bad", [np.zeros((80, 81)), np.zeros((80, 90, 3))])
+def test_other_shapes_are_refused_with_what_was_expected(bad):
+    good = picture(0, (80, 90))
+    with pytest.raises(ValueError, match="must be .H, W. of one size"):
+        evaluate(bad, good, good)
+
+
+def test_too_small_a_picture_for_vif_is_refused():
+    tiny = picture(0, (40, 40))
+    with pytest.raises(ValueError, match="65 x 65"):
+        vif(tiny, tiny, tiny)
+
+
+def test_all_metrics_of_a_vga_pair_take_less_than_a_fifth_of_a_second_on_one_core():
+    images = [picture(seed, (480, 640)) for seed in range(3)]
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        times = []
+        for _ in range(9):
+            start = time.process_time()  # a busy machine must not fail the test
+            evaluate(*images)
+            times.append(time.process_time() - start)
+    finally:
+        cv2.setNumThreads(threads)
+    assert min(times) < 0.2

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Parameters: what they take, and what they say of what they do not take."""
+
+from __future__ import annotations
+
+import array
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import write_fusion_onnx
+
+from fusion_ros.inference.models import list_methods
+from fusion_ros.node.parameters import ParameterError, Parameters, markdown_table
+
+
+def test_defaults_are_allowed():
+    defaults = {name: getattr(Parameters, name) for name in Parameters.specs()}
+    assert Parameters() == Parameters(**defaults)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("confidence", 1.5, "from 0 to 1"),
+        ("confidence", "high", "a number"),
+        ("confidence", float("nan"), "a number"),
+        ("confidence", True, "a number"),
+        ("detect", 1, "true or false"),
+        ("queue_size", 0, "from 1 to 1000"),
+        ("queue_size", 2.5, "a whole number"),
+        ("processing_size", -1, "from 0 to"),
+        ("processing_size", 20, "32 or more, or 0 for"),
+        ("processing_size", 0.5, "a whole number"),
+        ("processing_size", [320, 240], "a whole number"),
+        ("image_size", "large", "width and height in pixels, as in 640x480"),
+        ("image_size", "640x0", "width and height in pixels, as in 640x480"),
+        ("image_size", "640 x 480", "width and height in pixels, as in 640x480"),
+        ("image_size", 640, "text"),
+        ("build_only", "yes", "true or false"),
+        ("backend", "quantum", "onnxruntime_cpu"),
+        ("dropout_policy", "panic", "wait, pass, blank"),
+        ("gain_mode", "magic", "percentile, linear, none"),
+        ("gain_low", 99.5, "gain_high"),
+        ("homography", [1.0, 2.0], "9 numbers"),
+        ("homography", [0.0] * 9, "singular"),
+        ("homography", "identity", "a list of numbers"),
+        ("thermal_rotation", [0.1, 0.2], "roll, pitch, yaw"),
+        ("thermal_rotation", [2.0] * 9, "rotation"),
+        ("classes", ["person", 3], "a list of texts"),
+        ("classes", "person", "a list of texts"),
+        ("method", "nonsense", ", ".join(list_methods())),
+        ("method", "/nowhere/net.onnx", "/nowhere/net.onnx"),
+        ("method", 3, "text"),
+    ],
+)
+def test_what_is_not_allowed_is_named_together_with_what_is(name, value, allowed):
+    with pytest.raises(ParameterError) as caught:
+        Parameters(**{name: value})
+    assert caught.value.name == name
+    assert f"parameter {name}: " in str(caught.value)
+    assert allowed in str(caught.value)
+
+
+def test_an_integer_is_a_number_too():
+    tolerance = Parameters(tolerance=1).tolerance
+    assert (tolerance, type(tolerance)) == (1.0, float)
+
+
+@pytest.mark.parametrize("empty", [None, [], b"", (), array.array("d")])
+def test_an_empty_list_needs_no_type(empty):
+    assert Parameters(homography=empty, classes=empty).homography == ()
+
+
+def test_lists_come_as_ros_has_them():
+    identity = [1, 0, 0, 0, 1, 0, 0, 0, 1]
+    parameters = Parameters(homography=array.array("q", identity), classes=["person", "car"])
+    assert parameters.homography == tuple(map(float, identity))
+    assert parameters.classes == ("person", "car")
+
+
+def test_changes_are_checked_like_everything_else():
+    parameters = Parameters().replace(tolerance=0.1)
+    assert parameters.tolerance == 0.1
+    with pytest.raises(ParameterError, match="tolerance"):
+        parameters.replace(tolerance=-1.0)
+
+
+def test_networks_are_made_ready_for_the_size_that_is_given_or_built_for_the_usual_one():
+    assert Parameters().expected_size is None
+    assert Parameters(image_size="1280x720").expected_size == (1280, 720)
+    assert Parameters(image_size="320x256", build_only=True).expected_size == (320, 256)
+    assert Parameters(build_only=True).expected_size == (640, 480)
+
+
+def test_a_model_of_ones_own_is_a_method(tmp_path):
+    path = str(write_fusion_onnx(tmp_path / "mine.onnx"))
+    assert Parameters(method=path).method == path
+
+
+def test_a_method_without_a_float16_model_refuses_float16(tmp_path):
+    with pytest.raises(ParameterError, match="fp16"):
+        Parameters(method=str(write_fusion_onnx(tmp_path / "mine.onnx")), precision="fp16")
+
+
+def test_rotation_turns_by_roll_then_pitch_then_yaw():
+    quarter = np.pi / 2
+    # x to y by yaw; y to z by roll.
+    np.testing.assert_allclose(
+        Parameters(thermal_rotation=[0, 0, 0.1]).rotation[:, 0],
+        [np.cos(0.1), np.sin(0.1), 0],
+        atol=1e-12,
+    )
+    np.testing.assert_allclose(
+        Parameters(thermal_rotation=[0.1, 0, 0]).rotation[:, 1],
+        [0, np.cos(0.1), np.sin(0.1)],
+        atol=1e-12,
+    )
+    matrix = Parameters(thermal_rotation=[0.1, 0.2, 0.3]).rotation
+    np.testing.assert_allclose(Parameters(thermal_rotation=matrix.ravel()).rotation, matrix)
+    with pytest.raises(ParameterError, match="thermal_rotation"):
+        Parameters(thermal_rotation=[0, 2 * quarter, 0])  # looks backwards
+    assert Parameters().rotation is None
+
+
+def test_table_has_a_row_for_each_parameter_and_is_that_of_the_readme():
+    table = markdown_table()
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert table in readme, (
+        "paste what `python -m fusion_ros.node.parameters` prints into README.md"
+    )
+    assert all(f"| `{name}`" in table for name in Parameters.specs())
+    assert all(spec.description for spec in Parameters.specs().values())

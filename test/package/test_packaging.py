@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""What is installed, and what the package says of itself."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fusion_models
+import fusion_ros
+
+ROOT = Path(__file__).resolve().parents[2]
+# Import name -> rosdep key, where they differ.
+ROSDEP_KEYS = {
+    "cv2": "python3-opencv",
+    "numpy": "python3-numpy",
+    "onnxruntime": "python3-onnxruntime-pip",
+}
+# Used where it is installed, done without where it is not.
+OPTIONAL = {
+    "cuda",
+    "matplotlib",
+    "onnx",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+    "tensorrt_rtx_libs",
+}
+
+
+def manifest() -> ElementTree.Element:
+    return ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+def imported_modules(folder: Path) -> set[str]:
+    """Top-level names of all absolute imports under `folder`, wherever in a file they stand."""
+    names = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The wheel that pip builds from this checkout, built beside it."""
+    pytest.importorskip("setuptools", minversion="70.1")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    leave_out = shutil.ignore_patterns(".*", "build", "install", "log", "runs", "demo_output")
+    shutil.copytree(ROOT, source, ignore=leave_out)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    run = subprocess.run([*pip, "-w", folder, source], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return zipfile.ZipFile(next(folder.glob("fusion_ros-*.whl")))
+
+
+def test_the_wheel_has_launch_files_config_and_weights(wheel):
+    names = set(wheel.namelist())
+    share = next(name for name in names if name.endswith("share/fusion_ros/package.xml"))
+    share = share.removesuffix("package.xml")
+    for folder, pattern in (("launch", "*.launch.py"), ("config", "*.*")):
+        expected = {f"{share}{folder}/{path.name}" for path in (ROOT / folder).glob(pattern)}
+        assert expected and expected <= names
+    weights = [path.name for path in fusion_models.WEIGHTS_DIR.iterdir()]
+    assert any(name.endswith(".onnx") for name in weights)
+    for name in weights:
+        assert {f"fusion_models/weights/{name}", f"{share}weights/{name}"} <= names
+    index = share.removesuffix("fusion_ros/") + "ament_index/resource_index/packages/fusion_ros"
+    assert index in names
+
+
+def test_the_wheel_has_every_module_and_only_our_packages(wheel):
+    names = set(wheel.namelist())
+    for package in ("fusion_ros", "fusion_models"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert path.relative_to(ROOT).as_posix() in names
+    packages = {name.partition("/")[0] for name in names if name.endswith(".py")}
+    assert {name for name in packages if ".data" not in name} == {"fusion_ros", "fusion_models"}
+
+
+def test_every_command_of_the_package_has_its_main(wheel):
+    scripts = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    parser = configparser.ConfigParser()
+    parser.read_string(wheel.read(scripts).decode())
+    commands = dict(parser["console_scripts"])
+    assert {"fuse_node", "camera_node", "demo", "benchmark"} <= set(commands)
+    for target in commands.values():
+        module, function = target.split(":")
+        tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_one_version_stands_everywhere(wheel):
+    version = manifest().findtext("version")
+    assert fusion_ros.__version__ == fusion_models.__version__ == version
+    assert Path(wheel.filename).name.split("-")[1] == version
+    assert f"\n{version} (" in (ROOT / "CHANGELOG.rst").read_text()
+
+
+def test_the_manifest_is_one_that_ros_tools_accept():
+    root = manifest()
+    assert root.get("format") == "3" and root.findtext("name") == "fusion_ros"
+    assert root.findtext("export/build_type") == "ament_python"
+    assert root.findtext("license") == "AGPL-3.0-only"
+    assert (ROOT / root.find("license").get("file")).is_file()
+    # colcon drops the ament hooks without an error where catkin_pkg takes the address for none.
+    address = root.find("maintainer").get("email")
+    assert re.fullmatch(r"[-\w%+]+(\.[-\w%+]+)*@[-\w%]+(\.[-\w%]+)*\.[a-zA-Z]{2,}", address)
+
+
+def test_the_manifest_names_every_runtime_import():
+    imports = imported_modules(ROOT / "fusion_ros") | imported_modules(ROOT / "launch")
+    others = imports - set(sys.stdlib_module_names) - {"fusion_ros", "fusion_models"} - OPTIONAL
+    depends = {depend.text for depend in manifest().findall("exec_depend")}
+    assert {ROSDEP_KEYS.get(name, name) for name in others} - depends == set()
+
+
+def test_the_runtime_imports_no_torch():
+    """Neither a line of it nor anything that it imports, as far as this environment goes."""
+    assert "torch" not in imported_modules(ROOT / "fusion_ros")
+    code = (
+        "import importlib, pathlib, sys\n"
+        "for path in pathlib.Path('fusion_ros').rglob('*.py'):\n"
+        "    name = '.'.join(path.with_suffix('').parts).removesuffix('.__init__')\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        if (error.name or '').startswith('fusion'): raise\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_parameter_file_holds_declared_parameters_and_their_defaults():
+    yaml = pytest.importorskip("yaml")
+    parameters = importlib.import_module("fusion_ros.node.parameters").Parameters
+    text = (ROOT / "config" / "fuse.yaml").read_text()
+    values = yaml.safe_load(text)["/**"]["ros__parameters"]
+    defaults = parameters()
+    assert {name: getattr(defaults, name) for name in values} == values
+    # What has no value that YAML could give, an empty list, stands there as a comment.
+    assert {name for name in parameters.specs() if f"    {name}:" not in text} == {
+        name for name in parameters.specs() if f"# {name}:" in text
+    }
+
+
+def test_the_fastdds_profile_gives_images_room():
+    root = ElementTree.parse(ROOT / "config" / "fastdds_shm.xml").getroot()
+    dds = {"dds": "http://www.eprosima.com"}
+    segments = root.findall(".//dds:segment_size", dds)
+    assert [int(segment.text) for segment in segments] == [64 * 2**20]
+    transports = root.findall(".//dds:transport_descriptor", dds)
+    types = {one.findtext("dds:transport_id", None, dds): one for one in transports}
+    used = [one.text for one in root.findall(".//dds:userTransports/dds:transport_id", dds)]
+    assert [types[name].findtext("dds:type", None, dds) for name in used] == ["SHM", "UDPv4"]
+
+
+def test_rviz_shows_the_topics_of_the_node():
+    yaml = pytest.importorskip("yaml")
+    layout = yaml.safe_load((ROOT / "config" / "fusion.rviz").read_text())
+    shown = [one["Topic"]["Value"] for one in layout["Visualization Manager"]["Displays"]]
+    assert shown == ["fused/image", "fused/image_annotated", "thermal/image_raw", "rgb/image_raw"]
+
+
+def test_generated_vision_msgs_agrees_with_the_real_one_on_the_wire():
+    messages = pytest.importorskip("vision_msgs.msg")
+    share = Path(messages.__file__).parents[5] / "share" / "vision_msgs"
+    description = share / "msg" / "Detection2DArray.json"
+    if not description.is_file():
+        pytest.skip(f"this distribution installs no type description at {description}")
+    hashes = {
+        one["type_name"]: one["hash_string"]
+        for one in json.loads(description.read_text())["type_hashes"]
+    }
+    # Of vision_msgs 4.1.1.
+    expected = "RIHS01_214274120007f4a683866481336b70310268cfa107aebe9d594a6acf75bda968"
+    assert hashes["vision_msgs/msg/Detection2DArray"] == expected
+
+
+def test_the_readme_tells_of_every_parameter_and_launch_argument():
+    text = (ROOT / "README.md").read_text()
+    names = set(importlib.import_module("fusion_ros.node.parameters").Parameters.specs())
+    launch = ast.parse((ROOT / "launch" / "fuse.launch.py").read_text())
+    calls = [node for node in ast.walk(launch) if isinstance(node, ast.Call)]
+    declared = [call for call in calls if getattr(call.func, "id", "") == "declare"]
+    names |= {call.args[0].value for call in declared if isinstance(call.args[0], ast.Constant)}
+    assert {name for name in names if f"`{name}`" not in text} == set()

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Training: data checks, reproducible batches, schedules, resuming, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch: pip install .[train]")
+for module in ("kornia", "lightning_fabric", "omegaconf", "safetensors"):
+    pytest.importorskip(module, reason=f"training needs {module}: pip install .[train]")
+
+from fusion_models import create_objective, list_models  # noqa: E402
+from fusion_models.data import CropSampler, DataError, PairFolder, find_roots  # noqa: E402
+from fusion_models.trainer import (  # noqa: E402
+    ConfigError,
+    TrainConfig,
+    Trainer,
+    learning_rate,
+    load_config,
+)  # fmt: skip
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "config" / "training"
+
+
+def write_pairs(root: Path, count=3, size=(48, 64)) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("ir", "vi"):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            shape = size if name == "ir" else (*size, 3)
+            image = cv2.GaussianBlur(rng.integers(0, 255, shape, np.uint8), (0, 0), 2)
+            cv2.imwrite(str(root / name / f"{index:02d}.png"), image)
+    return root
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write_pairs(tmp_path / "set" / "train")
+
+
+def tiny(pairs, tmp_path, **settings):
+    return TrainConfig(**{
+        "data": str(pairs), "validation": "", "output": str(tmp_path / "run"), "crop": 32,
+        "batch_size": 2, "warmup": 2, "max_steps": 4, "threads": 1, "accelerator": "cpu",
+        "save_every": 2, **settings,
+    })  # fmt: skip
+
+
+def test_a_stem_without_partner_is_named(pairs):
+    (pairs / "vi" / "01.png").unlink()
+    with pytest.raises(DataError, match="without a partner.*01"):
+        PairFolder(pairs)
+
+
+def test_unequal_sizes_and_unreadable_files_are_all_named(pairs):
+    cv2.imwrite(str(pairs / "ir" / "00.png"), np.zeros((20, 20), np.uint8))
+    (pairs / "vi" / "02.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError) as error:
+        PairFolder(pairs)
+    assert "00: sizes differ" in str(error.value) and "02.png: cannot be read" in str(error.value)
+
+
+def test_an_empty_folder_says_what_was_expected(tmp_path):
+    (tmp_path / "ir").mkdir()
+    (tmp_path / "vi").mkdir()
+    with pytest.raises(DataError, match="no images; expected .*ir and .*vi with equal stems"):
+        PairFolder(tmp_path)
+
+
+def test_a_colour_image_with_alpha_is_fine_but_pixels_of_another_type_are_named(pairs):
+    cv2.imwrite(str(pairs / "ir" / "00.png"), np.zeros((48, 64, 4), np.uint8))
+    assert len(PairFolder(pairs)) == 3
+    cv2.imwrite(str(pairs / "ir" / "02.tif"), np.zeros((48, 64), np.float32))
+    (pairs / "ir" / "02.png").unlink()
+    with pytest.raises(DataError, match="02.tif: pixels are float32; expected 8 or 16 bit"):
+        PairFolder(pairs)
+
+
+def test_sixteen_bit_thermal_images_use_the_range_that_the_sensor_fills(pairs):
+    ramp = np.linspace(7000, 9000, 48 * 64).reshape(48, 64).astype(np.uint16)
+    cv2.imwrite(str(pairs / "ir" / "00.png"), ramp)
+    ir, _vi, _ = PairFolder(pairs).images[0]
+    assert ir.min() == 0 and ir.max() == 255 and 120 < ir.mean() < 135
+    cv2.imwrite(str(pairs / "vi" / "00.png"), ramp)
+    assert PairFolder(pairs).images[0][1].max() == 9000 >> 8
+
+
+def test_labels_become_masks_of_the_salient_classes(pairs):
+    labels = np.zeros((48, 64), np.uint8)
+    labels[:, :20], labels[:, 20:30] = 2, 7
+    (pairs / "labels").mkdir()
+    cv2.imwrite(str(pairs / "labels" / "01.png"), labels)
+    masks = [mask for _, _, mask in PairFolder(pairs).images]
+    assert masks[0] is None and masks[2] is None
+    np.testing.assert_array_equal(masks[1], labels == 2)
+    np.testing.assert_array_equal(PairFolder(pairs, salient=(7,)).images[1][2], labels == 7)
+
+
+def test_masks_decide_where_refinefuse_follows_thermal(pairs, tmp_path):
+    for path in (pairs / "ir").iterdir():
+        cv2.imwrite(str(path), np.full((48, 64), 40, np.uint8))
+        cv2.imwrite(str(pairs / "vi" / path.name), np.full((48, 64), 200, np.uint8))
+    (pairs / "labels").mkdir()
+    cv2.imwrite(str(pairs / "labels" / "00.png"), np.full((48, 64), 1, np.uint8))
+    labelled = PairFolder(pairs, limit=1)
+    objective = create_objective("refinefuse", target=0, texture=0, scd=0, information=0)
+    batch = CropSampler([labelled], 32, 1, augment=False).batch(0)
+    assert batch.mask.min() == 1
+
+    def loss(fused):
+        return float(objective(lambda ir, vi: fused, batch)["intensity"])
+
+    assert loss(batch.ir) < 1e-6 < loss(batch.vi)
+
+
+def test_roots_are_found_below_a_folder_of_sets(pairs, tmp_path):
+    assert find_roots(str(tmp_path)) == [pairs]
+    assert find_roots(str(pairs)) == [pairs]
+    with pytest.raises(DataError, match="neither .*ir"):
+        find_roots(str(tmp_path / "nowhere"))
+
+
+def test_batches_are_a_function_of_seed_and_step(pairs):
+    folder = PairFolder(pairs)
+    first, second = CropSampler([folder], 32, 2, seed=1), CropSampler([folder], 32, 2, seed=1)
+    assert torch.equal(first.batch(5).ir, second.batch(5).ir)
+    assert not torch.equal(first.batch(5).ir, first.batch(6).ir)
+    assert not torch.equal(first.batch(5).ir, CropSampler([folder], 32, 2, seed=2).batch(5).ir)
+
+
+def test_both_modalities_are_cropped_alike(pairs):
+    for path in (pairs / "ir").iterdir():
+        image = cv2.imread(str(path), 0)
+        cv2.imwrite(str(pairs / "vi" / path.name), image)
+    batch = CropSampler([PairFolder(pairs)], 32, 8, seed=0).batch(0)
+    ir, vi = batch.ir - batch.ir.mean((2, 3), True), batch.vi - batch.vi.mean((2, 3), True)
+    cosine = (ir * vi).sum((1, 2, 3)) / (
+        ir.square().sum((1, 2, 3)) * vi.square().sum((1, 2, 3))
+    ).sqrt()
+    assert (cosine > 0.999).all()
+
+
+def test_small_pictures_are_enlarged_to_the_crop(tmp_path):
+    folder = PairFolder(write_pairs(tmp_path, size=(20, 30)))
+    assert CropSampler([folder], 32, 2).batch(0).ir.shape == (2, 1, 32, 32)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_end():
+    config = TrainConfig(lr=1.0, lr_final=0.1, warmup=10, max_steps=100)
+    rates = [learning_rate(config, step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.1) and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_settings_come_from_yaml_then_from_the_command_line():
+    config = load_config(["method=caf", "max_steps=7", "objective.scd=0.5"], CONFIG)
+    assert (config.method, config.max_steps, config.objective["scd"]) == ("caf", 7, 0.5)
+    assert config.mix["msrs"] > 0, "config/training/caf.yaml was not read"
+
+
+def test_an_unknown_setting_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="max_step.*settings are: method, data"):
+        load_config(["max_step=7"], CONFIG)
+
+
+@pytest.mark.parametrize("method", ["caf", "cfi"])
+def test_resuming_continues_the_step_count_and_ends_where_an_unbroken_run_ends(
+    method, pairs, tmp_path
+):
+    whole = Trainer(tiny(pairs, tmp_path, method=method, output=str(tmp_path / "whole")))
+    whole.fit()
+    part = tiny(pairs, tmp_path, method=method)
+    broken = Trainer(part)
+    original = broken.save
+
+    class Stop(Exception):
+        pass
+
+    def save_and_stop():
+        original()
+        raise Stop
+
+    broken.save = save_and_stop
+    with pytest.raises(Stop):
+        broken.fit()
+    part.resume = True
+    resumed = Trainer(part)
+    assert resumed.step == 2
+    resumed.fit()
+    assert resumed.step == 4
+    for key, value in whole.average.items():
+        assert torch.allclose(value.float(), resumed.average[key].float(), atol=1e-5), key
+
+
+def test_a_resumed_run_keeps_its_settings_and_a_finished_one_its_record(pairs, tmp_path):
+    Trainer(tiny(pairs, tmp_path, method="caf", lr=1e-3)).fit()
+    record = (tmp_path / "run" / "run.json").read_text()
+    config = load_config(["method=caf", "resume=true", f"output={tmp_path / 'run'}"], CONFIG)
+    assert (config.crop, config.max_steps, config.lr) == (32, 4, 1e-3)
+    Trainer(config).fit()
+    assert (tmp_path / "run" / "run.json").read_text() == record
+
+
+def test_resuming_without_a_checkpoint_says_where_it_looked(pairs, tmp_path):
+    with pytest.raises(ConfigError, match="last.ckpt does not exist"):
+        Trainer(tiny(pairs, tmp_path, resume=True))
+
+
+@pytest.mark.parametrize("method", list_models())
+def test_twenty_steps_of_each_method_lower_the_loss(method, pairs, tmp_path):
+    config = load_config([f"method={method}"], CONFIG)
+    run = tiny(
+        pairs,
+        tmp_path,
+        method=method,
+        max_steps=20,
+        crop=64,
+        lr=2e-3,
+        save_every=100,
+        model=config.model,
+        objective=config.objective,
+    )
+    Trainer(run).fit()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["steps"] == 20
+    assert record["loss_last"] < record["loss_first"]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_the_optimizer_is_a_setting(pairs, tmp_path):
+    trainer = Trainer(tiny(pairs, tmp_path, method="caf", optimizer="sgd"))
+    assert trainer.optimizer.defaults["momentum"] == 0.9
+    trainer.fit()
+    with pytest.raises(ConfigError, match="optimizer 'adam': choose adamw, sgd"):
+        Trainer(tiny(pairs, tmp_path, method="caf", optimizer="adam"))
+
+
+def test_a_mixed_set_that_is_not_there_is_said(pairs, tmp_path, capsys):
+    Trainer(tiny(pairs, tmp_path, method="caf", mix={"mrsr": 2.0}))
+    assert "no set mrsr in the data: set" in capsys.readouterr().out
+
+
+def test_the_learning_curve_is_in_the_record_and_survives_resuming(pairs, tmp_path):
+    Trainer(tiny(pairs, tmp_path, method="caf", log_every=2)).fit()
+    Trainer(tiny(pairs, tmp_path, method="caf", log_every=2, max_steps=8, resume=True)).fit()
+    curve = json.loads((tmp_path / "run" / "run.json").read_text())["curve"]
+    assert [step for step, _ in curve] == [2, 4, 6, 8]
+    assert all(loss > 0 for _, loss in curve)
+
+
+EACH_RANK = """
+import sys
+from pathlib import Path
+from fusion_models.trainer import Trainer, load_config
+trainer = Trainer(load_config(sys.argv[2:], Path("config/training")))
+trainer.fit()
+total = sum(float(p.detach().double().abs().sum()) for p in trainer.raw_model.parameters())
+Path(sys.argv[1], f"rank{trainer.fabric.global_rank}").write_text(repr(total))
+"""
+
+
+def run_in_two_processes(port, pairs, tmp_path, method, *script):
+    """Three steps by torchrun on the CPU; the script and its own arguments come first."""
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+         f"--master_port={port}", *map(str, script), f"method={method}", f"data={pairs}",
+         "validation=", f"output={tmp_path / 'two'}", "max_steps=3", "crop=32", "batch_size=1",
+         "threads=1", "accelerator=cpu", "precision=32-true"],
+        capture_output=True, text=True, timeout=240, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_equal_parameters(pairs, tmp_path):
+    (tmp_path / "each.py").write_text(EACH_RANK)
+    run_in_two_processes(29518, pairs, tmp_path, "cfi", tmp_path / "each.py", tmp_path)
+    first, second = ((tmp_path / f"rank{rank}").read_text() for rank in (0, 1))
+    assert float(first) == pytest.approx(float(second), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(pairs, tmp_path):
+    run_in_two_processes(29517, pairs, tmp_path, "caf", ROOT / "training" / "train.py")
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert record["steps"] == 3 and "x 2" in record["device"]
+
+
+def test_the_command_line_refuses_bad_data_before_training(tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "training" / "train.py"), f"data={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 2
+    assert "neither" in result.stderr and "Traceback" not in result.stderr
