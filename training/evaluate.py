@@ -66,10 +66,10 @@ from fusion_models.settings import ConfigError, merge_settings
 from fusion_models.trainer import source_commit
 from fusion_ros.commands.benchmark.machine import cpu_name
 from fusion_ros.frame.fuser import Fuser
+from fusion_ros.frame.settings import Settings
 from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.inference.engine import fp16_sibling
 from fusion_ros.inference.models import list_methods, model_path
-from fusion_ros.node.parameters import Parameters
 
 DEFAULTS = {
     "methods": "shipped", "sets": "", "data": "auto", "peer": "", "limit": 0, "pictures": 6,
@@ -115,7 +115,7 @@ def load_networks(
     sizes = processing_sizes.split(",")
     for size in sizes:
         try:
-            Parameters(processing_size=int(size))
+            Settings(processing_size=int(size))
         except ValueError as error:
             raise ConfigError(f"processing_size={processing_sizes}: {error}") from None
     networks = {}

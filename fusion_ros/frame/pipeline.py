@@ -19,10 +19,10 @@ from fusion_ros.frame.detector import Detection, Detector, default_detector_path
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.registration import Registration, homography_from_intrinsics
+from fusion_ros.frame.settings import Settings
 from fusion_ros.frame.thermal import GainControl
 from fusion_ros.inference import DeviceArray, EngineError, load_engine
 from fusion_ros.inference.models import model_path
-from fusion_ros.node.parameters import Parameters
 
 __all__ = ["Intrinsics", "Network", "Pipeline", "load_detector", "load_network"]
 
@@ -57,41 +57,39 @@ class Network:
         size = self.fuser.processing_size
         return self.method + (f" at up to {size} px" if size else "")
 
-    def fits(self, parameters: Parameters) -> bool:
-        """Whether `load_network` would make the like of it from `parameters`."""
-        wanted = (parameters.method, parameters.processing_size)
+    def fits(self, settings: Settings) -> bool:
+        """Whether `load_network` would make the like of it from `settings`."""
+        wanted = (settings.method, settings.processing_size)
         return (self.method, self.fuser.processing_size) == wanted
 
 
-def load_network(parameters: Parameters, size: Size | None, log: Callable[[str], None]) -> Network:
-    """Load what `parameters` ask for, warmed up for RGB images of `size` if that is known.
+def load_network(settings: Settings, size: Size | None, log: Callable[[str], None]) -> Network:
+    """Load what `settings` ask for, warmed up for RGB images of `size` if that is known.
 
     Raises EngineError or ValueError saying what is missing and what to do.
     """
     engine = load_engine(
         # The float16 form lies beside the float32 one, and the engine chooses between them.
-        model_path(parameters.method),
-        parameters.backend,
-        precision=parameters.precision,
-        threads=parameters.threads,
+        model_path(settings.method),
+        settings.backend,
+        precision=settings.precision,
+        threads=settings.threads,
         log=log,
     )
-    fuser = Fuser(engine, parameters.processing_size)
+    fuser = Fuser(engine, settings.processing_size)
     if size:
         fuser.warmup(size)
-    return Network(parameters.method, fuser)
+    return Network(settings.method, fuser)
 
 
-def load_detector(
-    parameters: Parameters, size: Size | None, log: Callable[[str], None]
-) -> Detector:
-    """Load the detector that `parameters` ask for, warmed up for images of `size` if known.
+def load_detector(settings: Settings, size: Size | None, log: Callable[[str], None]) -> Detector:
+    """Load the detector that `settings` ask for, warmed up for images of `size` if known.
 
     Raises EngineError or ValueError saying what is missing and what to do.
     """
-    path = parameters.detector or default_detector_path()
+    path = settings.detector or default_detector_path()
     try:
-        engine = load_engine(path, parameters.backend, threads=parameters.threads, log=log)
+        engine = load_engine(path, settings.backend, threads=settings.threads, log=log)
     except EngineError as error:
         raise EngineError(
             f"{error}. `make detector` puts a YOLO at {default_detector_path()}; any other is "
@@ -99,9 +97,9 @@ def load_detector(
         ) from None
     detector = Detector(
         engine,
-        confidence=parameters.confidence,
-        iou=parameters.iou,
-        classes=parameters.classes,
+        confidence=settings.confidence,
+        iou=settings.iou,
+        classes=settings.classes,
     )
     if size:
         detector.warmup(size)
@@ -112,7 +110,7 @@ def load_detector(
 class _Setup:
     """All that may be changed while frames come."""
 
-    parameters: Parameters
+    settings: Settings
     network: Network
     detector: Detector | None = None
     thermal_camera: Intrinsics | None = None
@@ -125,10 +123,10 @@ class Pipeline:
     The duration of each step goes to `monitor` as a stage, what is not as it should be as a fault.
     """
 
-    def __init__(self, parameters: Parameters, network: Network, monitor: Monitor) -> None:
+    def __init__(self, settings: Settings, network: Network, monitor: Monitor) -> None:
         self.monitor = monitor
         self._lock = threading.Lock()
-        self._setup = _Setup(parameters, network)
+        self._setup = _Setup(settings, network)
         self._closed = False
         self._running: _Setup | None = None
         self._gain = GainControl()
@@ -138,8 +136,8 @@ class Pipeline:
         self._buffers: dict[str, np.ndarray] = {}
         self._on_device: DeviceArray | None = None
 
-    def change(self, **changes: Parameters | Network | Detector | Intrinsics | None) -> None:
-        """From the next frame on use other `parameters`, another `network`, `detector`,
+    def change(self, **changes: Settings | Network | Detector | Intrinsics | None) -> None:
+        """From the next frame on use other `settings`, another `network`, `detector`,
         `thermal_camera` or `rgb_camera` (an `Intrinsics`, or None if not calibrated).
         """
         with self._lock:
@@ -169,7 +167,7 @@ class Pipeline:
     @property
     def detects(self) -> bool:
         """Whether `detect` looks for anything: it is asked to, and has a detector."""
-        return self._setup.parameters.detect and self._setup.detector is not None
+        return self._setup.settings.detect and self._setup.detector is not None
 
     def fuse(self, thermal: np.ndarray | None, visible: np.ndarray | None) -> np.ndarray:
         """The fused (H, W, 3) uint8 BGR image, which holds until the next call.
@@ -193,7 +191,7 @@ class Pipeline:
             self._pass_on_warning()
         fused = self._buffer("fused", (*shape, 3))
         if thermal is None or visible is None:
-            if setup.parameters.dropout_policy == "pass":
+            if setup.settings.dropout_policy == "pass":
                 if thermal is None:
                     return visible
                 return cv2.cvtColor(thermal, cv2.COLOR_GRAY2BGR, dst=fused)
@@ -211,7 +209,7 @@ class Pipeline:
         Raises EngineError if the network fails.
         """
         setup = self._running
-        if not (setup and setup.parameters.detect and setup.detector):
+        if not (setup and setup.settings.detect and setup.detector):
             return []
         with self.monitor.timed("detect"):
             return setup.detector.detect(fused, self._on_device)
@@ -239,8 +237,8 @@ class Pipeline:
             self._running = new
         if old is not None and old.network is not new.network:
             old.network.fuser.close()
-        p = new.parameters
-        if old is None or old.parameters is not p:
+        p = new.settings
+        if old is None or old.settings is not p:
             gain = self._gain
             gain.mode, gain.low, gain.high = p.gain_mode, p.gain_low, p.gain_high
             gain.smoothing, gain.max_step = p.gain_smoothing, p.gain_max_step
@@ -252,23 +250,23 @@ class Pipeline:
 
     def _register(self, setup: _Setup, thermal_size: Size, size: Size) -> None:
         """Have the registration that belongs to the calibration and the sizes."""
-        parameters = setup.parameters
-        if parameters.homography or setup.thermal_camera is None or setup.rgb_camera is None:
-            key = (parameters.homography,)
+        settings = setup.settings
+        if settings.homography or setup.thermal_camera is None or setup.rgb_camera is None:
+            key = (settings.homography,)
         else:
             key = (setup.thermal_camera, setup.rgb_camera, thermal_size, size)
         if key == self._registered_for:
             return
         self._registered_for = key
         if len(key) == 1:
-            self._registration = Registration(parameters.homography or None)
+            self._registration = Registration(settings.homography or None)
             return
         try:
             self._registration = Registration(
                 homography_from_intrinsics(
                     setup.thermal_camera.at(thermal_size),
                     setup.rgb_camera.at(size),
-                    parameters.rotation,
+                    settings.rotation,
                 )
             )
         except ValueError as error:

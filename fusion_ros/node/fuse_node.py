@@ -42,8 +42,9 @@ from fusion_ros.frame.detector import Detection, draw
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pairing import Pair, Pairer, PairingCounts
 from fusion_ros.frame.pipeline import Intrinsics, Network, Pipeline, load_detector, load_network
+from fusion_ros.frame.settings import ParameterError
 from fusion_ros.inference import EngineError
-from fusion_ros.node.parameters import ParameterError, Parameters
+from fusion_ros.node.parameters import Parameters
 from fusion_ros.node.worker import Worker
 
 _QUEUE = 10
@@ -330,7 +331,7 @@ class FuseNode(LifecycleNode):
         offset_ns = round(parameters.thermal_time_offset * 1e9)
         if offset_ns != self._pairer.thermal_offset_ns:
             self._pairer.thermal_offset_ns = offset_ns
-        self._pipeline.change(parameters=parameters)
+        self._pipeline.change(settings=parameters)
         self._loader.submit(parameters)
 
     def _load(self, parameters: Parameters) -> None:

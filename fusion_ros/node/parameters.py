@@ -1,270 +1,62 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Parameters of the fusion node: one dataclass that declares, describes and checks them all."""
+"""Parameters of the fusion node: the settings of a frame's way and those of the node itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from fusion_ros.frame.settings import ParameterError, Settings, Spec, parameter
+from fusion_ros.inference.models import list_methods
+from fusion_ros.size import Size
 
-from fusion_ros.frame.fuser import SMALLEST
-from fusion_ros.frame.registration import homography_from_intrinsics, parse_homography
-from fusion_ros.frame.thermal import MODES
-from fusion_ros.inference import BACKENDS, PRECISIONS
-from fusion_ros.inference.models import list_methods, model_path
+__all__ = ["QOS", "Parameters", "markdown_table"]
 
-__all__ = ["DROPOUT_POLICIES", "QOS", "ParameterError", "Parameters", "Spec", "markdown_table"]
-
-DROPOUT_POLICIES = ("wait", "pass", "blank")
 QOS = ("reliable", "best_effort")
 
-_USUAL_SIZE = "640x480"
-_TYPES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    "floats": "a list of numbers",
-    "texts": "a list of texts",
-}
-
-
-class ParameterError(ValueError):
-    """A parameter value that cannot be used; the text names the parameter and what is allowed."""
-
-    def __init__(self, name: str, problem: str):
-        super().__init__(f"parameter {name}: {problem}")
-        self.name = name
+_USUAL_SIZE = Size(640, 480)
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What is known of one parameter beside its value.
-
-    kind: bool, int, float, str, 'floats' or 'texts'.
-    limits: least and greatest value, both allowed.
-    dynamic: may change while the node is configured; the others are read when it configures.
-    """
-
-    kind: type | str
-    description: str
-    limits: tuple[float, float] | None = None
-    choices: tuple[str, ...] = ()
-    dynamic: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """The values it takes, in words."""
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if self.limits:
-            return f"{_TYPES[self.kind]} from {self.limits[0]:g} to {self.limits[1]:g}"
-        return _TYPES[self.kind]
-
-    def coerce(self, name: str, value: Any) -> Any:
-        """`value` as this kind; raises `ParameterError` if it is none or not allowed."""
-        value = self._as_kind(value)
-        if value is None:
-            raise ParameterError(name, f"expected {self.allowed}")
-        if self.choices and value not in self.choices:
-            raise ParameterError(name, f"'{value}' is not {self.allowed}")
-        if self.limits and not self.limits[0] <= value <= self.limits[1]:
-            raise ParameterError(name, f"{value} is not {self.allowed}")
-        return value
-
-    def _as_kind(self, value: Any) -> Any:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if self.kind is float:
-            return float(value) if number and math.isfinite(value) else None
-        if self.kind in ("floats", "texts"):
-            # An empty list has no type in ROS: it arrives as no value, or as one of bytes.
-            if value is None:
-                return ()
-            if isinstance(value, (str, bool, int, float)):
-                return None
-            one = Spec(float if self.kind == "floats" else str, "")
-            values = tuple(map(one._as_kind, value))
-            return None if None in values else values
-        return value if type(value) is self.kind else None
-
-
-def _parameter(
-    default: Any,
-    description: str,
-    limits: tuple[float, float] | None = None,
-    choices: Sequence[str] = (),
-    dynamic: bool = False,
-    kind: type | str | None = None,
-) -> Any:
-    spec = Spec(kind or type(default), description, limits, tuple(choices), dynamic)
-    return dataclasses.field(default=default, metadata={"spec": spec})
-
-
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(Settings):
     """Values of all parameters, of the right types and within their limits.
 
-    Raises `ParameterError` when made of anything else.
+    Raises `ParameterError` for a value of another type or outside its limits.
     """
 
-    autostart: bool = _parameter(True, "configure and activate at the start")
-    build_only: bool = _parameter(
+    autostart: bool = parameter(True, "configure and activate at the start")
+    build_only: bool = parameter(
         False,
         "make the networks ready for image_size, 640x480 where it is empty, which builds and keeps "
         "TensorRT's engines, and exit",
     )
-    method: str = _parameter(
-        "baffm",
-        "fusion method, or path of a model of your own (*.onnx)",
-        dynamic=True,
-    )
-    backend: str = _parameter(
-        "auto", "what runs the networks; auto takes the fastest that works", choices=BACKENDS
-    )
-    precision: str = _parameter("fp32", "arithmetic of the fusion network", choices=PRECISIONS)
-    threads: int = _parameter(0, "CPU threads of a network; 0 for all cores", (0, 256))
-    processing_size: int = _parameter(
-        0,
-        "longer side at which images are fused, px, where they are larger: faster, texture is "
-        "kept; at least 32, or 0 for their own size",
-        (0, 16384),
-        dynamic=True,
-    )
-    image_size: str = _parameter(
+    image_size: str = parameter(
         "",
         "size of the RGB images, as in 640x480, for which the networks are made ready at the "
         "start; empty: when the first one comes",
     )
-    detect: bool = _parameter(True, "find objects in the fused image", dynamic=True)
-    detector: str = _parameter(
-        "", "path of the detector's ONNX file; empty for ~/.cache/fusion_ros/detector.onnx"
-    )
-    confidence: float = _parameter(0.25, "least score of a box", (0, 1), dynamic=True)
-    iou: float = _parameter(
-        0.45, "overlap above which the weaker box of one class is dropped", (0, 1), dynamic=True
-    )
-    classes: tuple[str, ...] = _parameter(
-        (), "names of the classes to report; empty for all", dynamic=True, kind="texts"
-    )
-    tolerance: float = _parameter(
-        0.03, "greatest distance in time of the images of a pair, s", (0, 10), dynamic=True
-    )
-    thermal_time_offset: float = _parameter(
-        0.0, "added to thermal stamps before they are compared, s", (-3600, 3600), dynamic=True
-    )
-    reuse_slower: bool = _parameter(
-        False, "give every image of the faster camera the nearest of the slower", dynamic=True
-    )
-    queue_size: int = _parameter(10, "images of a camera that wait for a partner", (1, 1000))
-    camera_timeout: float = _parameter(
+    camera_timeout: float = parameter(
         1.0,
         "a camera counts as silent after so long without an image, s",
         (0.05, 3600),
         dynamic=True,
     )
-    dropout_policy: str = _parameter(
-        "wait",
-        "while one camera is silent: wait for it, pass the other's images through, or fuse them "
-        "with a blank image",
-        choices=DROPOUT_POLICIES,
-        dynamic=True,
-    )
-    gain_mode: str = _parameter(
-        "percentile", "how 16-bit thermal counts become 8 bit", choices=MODES, dynamic=True
-    )
-    gain_low: float = _parameter(
-        1.0, "percentile of the counts shown as black", (0, 100), dynamic=True
-    )
-    gain_high: float = _parameter(
-        99.0, "percentile of the counts shown as white", (0, 100), dynamic=True
-    )
-    gain_smoothing: float = _parameter(
-        0.9, "weight of the past in the gain's limits, per frame", (0, 0.999), dynamic=True
-    )
-    gain_max_step: float = _parameter(
-        3.0,
-        "most that gain control moves a grey level per frame, of 255",
-        (0.01, 255),
-        dynamic=True,
-    )
-    gain_min_span: float = _parameter(
-        50.0, "least distance of black and white, counts", (1, 65535), dynamic=True
-    )
-    gain_stretch_8bit: bool = _parameter(
-        False, "gain control for 8-bit thermal images too", dynamic=True
-    )
-    homography: tuple[float, ...] = _parameter(
-        (),
-        "thermal pixel to RGB pixel, 9 numbers row by row; empty: from both camera_info",
-        kind="floats",
-    )
-    thermal_rotation: tuple[float, ...] = _parameter(
-        (),
-        "from the thermal to the RGB optical frame, used with both camera_info: roll, pitch, yaw "
-        "in rad, or a matrix of 9; empty for none",
-        kind="floats",
-    )
-    qos: str = _parameter(
+    qos: str = parameter(
         "reliable", "reliability asked of the cameras; best_effort matches any", choices=QOS
     )
-    log_period: float = _parameter(
+    log_period: float = parameter(
         5.0, "log frames per second and latency this often, s; 0 for never", (0, 3600)
     )
 
     def __post_init__(self) -> None:
-        for name, spec in self.specs().items():
-            object.__setattr__(self, name, spec.coerce(name, getattr(self, name)))
-        try:
-            model_path(self.method, self.precision)
-        except ValueError as error:
-            raise ParameterError("method", str(error)) from None
-        if 0 < self.processing_size < SMALLEST:
-            raise ParameterError(
-                "processing_size",
-                f"{self.processing_size} px is too small to fuse: expected {SMALLEST} or more, "
-                "or 0 for the images' own size",
-            )
-        if self.image_size and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", self.image_size):
-            raise ParameterError(
-                "image_size",
-                f"'{self.image_size}' is no size: expected width and height in pixels, as in "
-                "640x480, or nothing",
-            )
-        if self.gain_low >= self.gain_high:
-            raise ParameterError(
-                "gain_low", f"{self.gain_low:g} is not below gain_high, {self.gain_high:g}"
-            )
-        if self.homography:
+        super().__post_init__()
+        if self.image_size:
             try:
-                parse_homography(self.homography)
+                Size.parse(self.image_size)
             except ValueError as error:
-                raise ParameterError("homography", str(error)) from None
-        if len(self.thermal_rotation) not in (0, 3, 9):
-            raise ParameterError(
-                "thermal_rotation",
-                f"{len(self.thermal_rotation)} numbers, expected 3 (roll, pitch, yaw in rad) or "
-                "9 (a matrix, row by row)",
-            )
-        try:
-            homography_from_intrinsics(np.eye(3), np.eye(3), self.rotation)
-        except ValueError as error:
-            raise ParameterError("thermal_rotation", str(error)) from None
-
-    @classmethod
-    def specs(cls) -> dict[str, Spec]:
-        """What is known of each parameter, by name."""
-        return {f.name: f.metadata["spec"] for f in dataclasses.fields(cls)}
-
-    @classmethod
-    def static_names(cls) -> set[str]:
-        """Parameters that are read when the node configures, and do not change after that."""
-        return {name for name, spec in cls.specs().items() if not spec.dynamic}
+                raise ParameterError("image_size", f"{error}, or nothing") from None
 
     @staticmethod
     def declare(node: Any) -> None:
@@ -294,36 +86,16 @@ class Parameters:
         """The node's values; raises `ParameterError` for one that cannot be used."""
         return cls(**{name: node.get_parameter(name).value for name in cls.specs()})
 
-    def replace(self, **changes: Any) -> Parameters:
-        """These with `changes`; raises `ParameterError` as the constructor does."""
-        return dataclasses.replace(self, **changes)
-
     @property
-    def expected_size(self) -> tuple[int, int] | None:
-        """Width and height that the networks are made ready for at the start; None if unknown."""
-        size = self.image_size or (_USUAL_SIZE if self.build_only else "")
-        if not size:
-            return None
-        width, _, height = size.partition("x")
-        return int(width), int(height)
-
-    @property
-    def rotation(self) -> np.ndarray | None:
-        """`thermal_rotation` as a (3, 3) matrix, Rz(yaw) Ry(pitch) Rx(roll); None if not given."""
-        values = self.thermal_rotation
-        if not values:
-            return None
-        if len(values) == 9:
-            return np.array(values).reshape(3, 3)
-        (sr, cr), (sp, cp), (sy, cy) = ((math.sin(a), math.cos(a)) for a in values)
-        roll = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
-        pitch = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
-        yaw = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
-        return yaw @ pitch @ roll
+    def expected_size(self) -> Size | None:
+        """The size that the networks are made ready for at the start; None if unknown."""
+        if self.image_size:
+            return Size.parse(self.image_size)
+        return _USUAL_SIZE if self.build_only else None
 
 
 def markdown_table() -> str:
-    """All parameters as the table of the README."""
+    """All parameters as a Markdown table."""
     rows = ["| parameter | default | values | meaning |", "|---|---|---|---|"]
     for field in dataclasses.fields(Parameters):
         spec: Spec = field.metadata["spec"]

@@ -9,8 +9,8 @@ from support import pair, write_detector_onnx, write_fusion_onnx
 
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pipeline import Intrinsics, Network, Pipeline, load_detector, load_network
+from fusion_ros.frame.settings import Settings
 from fusion_ros.inference import EngineError
-from fusion_ros.node.parameters import Parameters
 
 GREY = np.full((48, 64, 3), 100, np.uint8)
 
@@ -22,7 +22,7 @@ def say_nothing(text: str) -> None:
 @pytest.fixture
 def average(tmp_path) -> Parameters:
     path = write_fusion_onnx(tmp_path / "average.onnx")
-    return Parameters(method=str(path), backend="onnxruntime_cpu", threads=1)
+    return Settings(method=str(path), backend="onnxruntime_cpu", threads=1)
 
 
 def make(parameters: Parameters) -> Pipeline:
@@ -67,7 +67,7 @@ def test_another_network_takes_over_between_two_frames(average, tmp_path):
     thermal = np.full((48, 64), 200, np.uint8)
     assert abs(int(pipeline.fuse(thermal, GREY)[0, 0, 0]) - 150) <= 1
     other = average.replace(method=str(write_fusion_onnx(tmp_path / "max.onnx", "max")))
-    pipeline.change(parameters=other, network=load_network(other, pipeline.rgb_size, say_nothing))
+    pipeline.change(settings=other, network=load_network(other, pipeline.rgb_size, say_nothing))
     assert pipeline.network.method == other.method
     assert abs(int(pipeline.fuse(thermal, GREY)[0, 0, 0]) - 200) <= 1
 
@@ -101,7 +101,7 @@ def test_settings_take_effect_with_the_next_frame(average):
     thermal = np.full((48, 64), 256 * 50, np.uint16)
     thermal[:, 32:] = 256 * 60
     dark = pipeline.fuse(thermal, GREY).copy()
-    pipeline.change(parameters=average.replace(gain_mode="linear"))
+    pipeline.change(settings=average.replace(gain_mode="linear"))
     bright = pipeline.fuse(thermal, GREY)
     assert abs(int(dark[0, 63, 0]) - 80) <= 1
     assert abs(int(bright[0, 63, 0]) - 178) <= 2
@@ -159,7 +159,7 @@ def test_boxes_come_from_the_detector_that_is_asked_for(average, tmp_path):
     found = pipeline.detect(pipeline.fuse(thermal, visible))
     assert [one.class_name for one in found] == ["person"]
     for change in ({"confidence": 0.95}, {"classes": ["car"]}, {"detect": False}):
-        pipeline.change(parameters=parameters.replace(**change))
+        pipeline.change(settings=parameters.replace(**change))
         assert pipeline.detect(pipeline.fuse(thermal, visible)) == []
 
 

@@ -13,8 +13,8 @@ from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pipeline import Pipeline, load_detector, load_network
+from fusion_ros.frame.settings import Settings
 from fusion_ros.inference import EngineError, load_engine, onnxruntime, tensorrt
-from fusion_ros.node.parameters import Parameters
 
 UP, DOWN, ACROSS = (
     f"cudaMemcpy{kind}" for kind in ("HostToDevice", "DeviceToHost", "DeviceToDevice")
@@ -75,7 +75,7 @@ def test_the_second_start_builds_nothing(gpu, average, tmp_path):
 def pipeline(gpu, average, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     boxes = write_detector_onnx(tmp_path / "boxes.onnx", BOXES)
-    parameters = Parameters(
+    parameters = Settings(
         method=str(average), backend="tensorrt", detector=str(boxes), dropout_policy="pass"
     )
     pipeline = Pipeline(parameters, load_network(parameters, None, print), Monitor())

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from support import write_fusion_onnx
 
+from fusion_ros.frame.settings import ParameterError
 from fusion_ros.inference.models import list_methods
-from fusion_ros.node.parameters import ParameterError, Parameters, markdown_table
+from fusion_ros.node.parameters import Parameters, markdown_table
 
 
 def test_defaults_are_allowed():
