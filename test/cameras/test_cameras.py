@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fusion_ros.cameras import scene
 from fusion_ros.cameras.files import FilesError, PairFolder
+from fusion_ros.cameras.street import scene
 from fusion_ros.cameras.street.scene import PERSON_IN_THE_DARK, CameraModel
 from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal, to_celsius
 

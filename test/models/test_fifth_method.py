@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install .
 for module in ("kornia", "lightning_fabric", "onnxscript"):
     pytest.importorskip(module, reason=f"training needs {module}: pip install .[train]")
 
-from test_training import tiny, write_pairs  # noqa: E402
+from support_training import tiny, write_pairs  # noqa: E402
 
 import fusion_models  # noqa: E402
 from fusion_models import (  # noqa: E402

@@ -17,6 +17,8 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install .
 for module in ("kornia", "lightning_fabric", "omegaconf", "safetensors"):
     pytest.importorskip(module, reason=f"training needs {module}: pip install .[train]")
 
+from support_training import tiny, write_pairs  # noqa: E402
+
 from fusion_models import create_objective, list_models  # noqa: E402
 from fusion_models.data import CropSampler, DataError, PairFolder, find_roots  # noqa: E402
 from fusion_models.trainer import (  # noqa: E402
@@ -31,28 +33,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config" / "training"
 
 
-def write_pairs(root: Path, count=3, size=(48, 64)) -> Path:
-    rng = np.random.default_rng(0)
-    for name in ("ir", "vi"):
-        (root / name).mkdir(parents=True)
-        for index in range(count):
-            shape = size if name == "ir" else (*size, 3)
-            image = cv2.GaussianBlur(rng.integers(0, 255, shape, np.uint8), (0, 0), 2)
-            cv2.imwrite(str(root / name / f"{index:02d}.png"), image)
-    return root
-
-
 @pytest.fixture
 def pairs(tmp_path):
     return write_pairs(tmp_path / "set" / "train")
-
-
-def tiny(pairs, tmp_path, **settings):
-    return TrainConfig(**{
-        "data": str(pairs), "validation": "", "output": str(tmp_path / "run"), "crop": 32,
-        "batch_size": 2, "warmup": 2, "max_steps": 4, "threads": 1, "accelerator": "cpu",
-        "save_every": 2, **settings,
-    })  # fmt: skip
 
 
 def test_a_stem_without_partner_is_named(pairs):
