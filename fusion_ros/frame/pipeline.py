@@ -23,11 +23,9 @@ from fusion_ros.frame.settings import Settings
 from fusion_ros.frame.thermal import GainControl
 from fusion_ros.inference import DeviceArray, EngineError, load_engine
 from fusion_ros.inference.models import model_path
+from fusion_ros.size import Size
 
 __all__ = ["Intrinsics", "Network", "Pipeline", "load_detector", "load_network"]
-
-Size = tuple[int, int]
-"""Width and height in pixels."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,10 @@ class Pipeline:
         self._on_device: DeviceArray | None = None
 
     def change(self, **changes: Settings | Network | Detector | Intrinsics | None) -> None:
-        """From the next frame on use other `settings`, another `network`, `detector`,
-        `thermal_camera` or `rgb_camera` (an `Intrinsics`, or None if not calibrated).
+        """Replace parts of the pipeline from the next frame on.
+
+        changes: `settings`, `network`, `detector`, `thermal_camera` and `rgb_camera` (an
+            `Intrinsics`, or None for a camera that is not calibrated).
         """
         with self._lock:
             old, self._setup = self._setup, dataclasses.replace(self._setup, **changes)
@@ -179,28 +179,42 @@ class Pipeline:
         setup = self._take_over()
         self._on_device = None
         if visible is not None:
-            self._rgb_size = (visible.shape[1], visible.shape[0])
-        size = self._rgb_size or (thermal.shape[1], thermal.shape[0])
-        shape = (size[1], size[0])
+            self._rgb_size = Size.of(visible)
+        size = self._rgb_size or Size.of(thermal)
+        border = None
         if thermal is not None:
             with self.monitor.timed("gain"):
                 thermal = self._gain.apply(thermal, self._buffer("gain", thermal.shape))
             with self.monitor.timed("register"):
-                self._register(setup, (thermal.shape[1], thermal.shape[0]), size)
-                thermal = self._registration.warp(thermal, size, self._buffer("warp", shape))
+                self._register(setup, Size.of(thermal), size)
+                thermal = self._registration.warp(thermal, size, self._buffer("warp", size.shape))
+                border = self._registration.border
             self._pass_on_warning()
-        fused = self._buffer("fused", (*shape, 3))
+        fused = self._buffer("fused", (*size.shape, 3))
         if thermal is None or visible is None:
             if setup.settings.dropout_policy == "pass":
                 if thermal is None:
                     return visible
                 return cv2.cvtColor(thermal, cv2.COLOR_GRAY2BGR, dst=fused)
-            thermal = np.zeros(shape, np.uint8) if thermal is None else thermal
-            visible = np.zeros((*shape, 3), np.uint8) if visible is None else visible
+            thermal = np.zeros(size.shape, np.uint8) if thermal is None else thermal
+            visible = np.zeros((*size.shape, 3), np.uint8) if visible is None else visible
+        if border is not None:
+            with self.monitor.timed("border_in"):
+                # The network sees the visible luminance where there is no thermal image: its
+                # filters would answer to an edge against black far into the view.
+                luminance = self._buffer("luminance", size.shape)
+                cv2.cvtColor(visible, cv2.COLOR_BGR2GRAY, dst=luminance)
+                thermal = border.blend(thermal, luminance)
         setup.network.fuser.fuse(thermal, visible, fused)
         self._on_device = setup.network.fuser.on_device()
         for stage, ms in setup.network.fuser.last_ms.items():
             self.monitor.stage(stage, ms)
+        if border is not None:
+            with self.monitor.timed("border_out"):
+                # Equal images need not come out unchanged.
+                border.blend(fused, visible)
+            # What the GPU still holds lacks the border: the detector reads the finished image.
+            self._on_device = None
         return fused
 
     def detect(self, fused: np.ndarray) -> list[Detection]:

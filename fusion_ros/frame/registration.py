@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fusion_ros.frame.border import SoftBorder
 from fusion_ros.frame.images import output_buffer
+from fusion_ros.size import Size
 
 __all__ = ["Registration", "homography_from_intrinsics", "parse_homography"]
-
-Size = tuple[int, int]
-"""Width and height in pixels."""
 
 _CACHED_SIZES = 4
 _FEW_PIXELS = 0.01
@@ -88,7 +87,7 @@ class _Warp:
     """How to bring one thermal size to one RGB size."""
 
     maps: tuple[np.ndarray, np.ndarray] | None = None
-    mask: np.ndarray | None = None
+    border: SoftBorder | None = None
     coverage: float = 1.0
 
 
@@ -105,16 +104,15 @@ class Registration:
         self.homography = None if homography is None else parse_homography(homography)
         self.warning: str | None = None
         self._warps: OrderedDict[tuple[Size, Size], _Warp] = OrderedDict()
-        self._thermal_size: Size | None = None
         self._latest = _Warp()
         self._warned_of: set[str] = set()
 
     def warp(self, thermal: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
         """The thermal image (H, W) uint8 as the RGB camera of `size` (width, height) sees it.
 
-        Pixels that the thermal camera does not see are 0, see `valid_mask`. The result is
-        written into `out` if given, except where there is nothing to do: then `thermal` itself
-        is returned, so use the returned array.
+        Pixels that the thermal camera does not see are 0, see `border`. The result is written
+        into `out` if given. Where nothing has to be done `thermal` itself is returned, so use
+        the returned array.
 
         Raises `ValueError` for another kind of image and for a homography whose horizon
         crosses the thermal image.
@@ -123,11 +121,11 @@ class Registration:
             raise ValueError(
                 f"thermal image is {thermal.dtype} {thermal.shape}, expected (H, W) uint8"
             )
-        size = (int(size[0]), int(size[1]))
-        self._thermal_size = (thermal.shape[1], thermal.shape[0])
-        self._latest = self._warp_for(self._thermal_size, size)
+        size = Size(int(size[0]), int(size[1]))
+        thermal_size = Size.of(thermal)
+        self._latest = self._warp_for(thermal_size, size)
         if self._latest.maps is not None:
-            out = output_buffer(out, (size[1], size[0]))
+            out = output_buffer(out, size.shape)
             # Border constant: outside its field of view the thermal camera says nothing.
             return cv2.remap(
                 thermal,
@@ -137,22 +135,17 @@ class Registration:
                 borderMode=cv2.BORDER_CONSTANT,
                 borderValue=0,
             )
-        if self._thermal_size == size:
+        if thermal_size == size:
             return thermal
-        out = output_buffer(out, (size[1], size[0]))
-        shrinks = size[0] < thermal.shape[1] and size[1] < thermal.shape[0]
+        out = output_buffer(out, size.shape)
+        shrinks = size.width < thermal_size.width and size.height < thermal_size.height
         interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return cv2.resize(thermal, size, dst=out, interpolation=interpolation)
 
-    def valid_mask(self, size: Size) -> np.ndarray | None:
-        """(H, W) uint8, 255 where the thermal camera sees the RGB pixel and 0 elsewhere.
-
-        None where it sees every pixel. For the size of the latest thermal image; raises
-        `ValueError` before the first.
-        """
-        if self._thermal_size is None:
-            raise ValueError("the thermal image's size is not known: call warp first")
-        return self._warp_for(self._thermal_size, (int(size[0]), int(size[1]))).mask
+    @property
+    def border(self) -> SoftBorder | None:
+        """Edge of the thermal camera's view in the latest warp; None where it sees every pixel."""
+        return self._latest.border
 
     @property
     def coverage(self) -> float:
@@ -175,7 +168,7 @@ class Registration:
             if thermal_size != size:
                 self._warn(
                     "sizes",
-                    f"thermal images are {_text(thermal_size)} and RGB images {_text(size)}, but "
+                    f"thermal images are {thermal_size} and RGB images {size}, but "
                     "no homography is given: the thermal image is only resized, which is right "
                     "for aligned cameras alone; set a homography or calibrate both cameras",
                 )
@@ -191,12 +184,12 @@ class Registration:
         if coverage < _FEW_PIXELS:
             self._warn(
                 "coverage",
-                f"the homography puts the {_text(thermal_size)} thermal image onto "
-                f"{coverage:.1%} of the {_text(size)} RGB image: expected it to map thermal "
+                f"the homography puts the {thermal_size} thermal image onto "
+                f"{coverage:.1%} of the {size} RGB image: expected it to map thermal "
                 "pixels to RGB pixels; is it the inverse, or for other image sizes?",
             )
-        mask = None if seen.all() else np.where(seen, np.uint8(255), np.uint8(0))
-        return _Warp(_maps(x, y, seen, thermal_size), mask, coverage)
+        border = None if seen.all() else SoftBorder(seen)
+        return _Warp(_maps(x, y, seen, thermal_size), border, coverage)
 
     def _thermal_coordinates(self, thermal_size: Size, size: Size) -> tuple[np.ndarray, np.ndarray]:
         """For each RGB pixel its place x, y in the thermal image, each (H, W) float64.
@@ -204,17 +197,17 @@ class Registration:
         What lies behind the thermal camera gets NaN.
         """
         forward = self.homography
-        right, bottom = thermal_size[0] - 1, thermal_size[1] - 1
+        right, bottom = thermal_size.width - 1, thermal_size.height - 1
         corners = np.array([[0, 0, 1], [right, 0, 1], [0, bottom, 1], [right, bottom, 1]])
         depth = corners @ forward[2]
         if depth.min() <= 0 <= depth.max():
             raise ValueError(
-                f"homography {forward.ravel().tolist()} maps part of the {_text(thermal_size)} "
+                f"homography {forward.ravel().tolist()} maps part of the {thermal_size} "
                 "thermal image to infinity or behind the RGB camera: expected the third row to "
                 "give every thermal pixel the same sign; check its last row and the rotation"
             )
         backward = np.linalg.inv(forward * np.sign(depth[0]))
-        x, y = np.meshgrid(np.arange(size[0], dtype=np.float64), np.arange(size[1]))
+        x, y = np.meshgrid(np.arange(size.width, dtype=np.float64), np.arange(size.height))
         u, v, w = (row[0] * x + row[1] * y + row[2] for row in backward)
         w[w <= 0] = np.nan
         return u / w, v / w
@@ -255,7 +248,3 @@ def _nine(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
     if numbers.size != 9 or not np.isfinite(numbers).all():
         raise ValueError(f"{name} is {numbers.tolist()}: expected 9 finite values, row by row")
     return numbers.reshape(3, 3)
-
-
-def _text(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from support import pair, write_detector_onnx, write_fusion_onnx
 
+from fusion_ros.cameras.street.scene import CameraModel, thermal_to_rgb
+from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pipeline import Intrinsics, Network, Pipeline, load_detector, load_network
 from fusion_ros.frame.settings import Settings
@@ -20,12 +22,12 @@ def say_nothing(text: str) -> None:
 
 
 @pytest.fixture
-def average(tmp_path) -> Parameters:
+def average(tmp_path) -> Settings:
     path = write_fusion_onnx(tmp_path / "average.onnx")
     return Settings(method=str(path), backend="onnxruntime_cpu", threads=1)
 
 
-def make(parameters: Parameters) -> Pipeline:
+def make(parameters: Settings) -> Pipeline:
     return Pipeline(parameters, load_network(parameters, None, say_nothing), Monitor())
 
 
@@ -131,6 +133,69 @@ def test_calibration_of_both_cameras_registers_them_without_a_warning(average):
     assert fused[24, 32, 0] > 120
     assert fused[4, 4, 0] == 0
     assert not pipeline.monitor.snapshot().counters
+
+
+NARROW = (1.0, 0, 16, 0, 1, 12, 0, 0, 1)
+"""Homography of a 32x24 thermal image onto the middle of a 64x48 RGB image."""
+
+
+@pytest.mark.parametrize("method", ["baffm", "caf", "refinefuse"])
+@pytest.mark.parametrize("condition", ["day", "night"])
+def test_outside_the_thermal_view_the_fused_image_is_the_visible_one(method, condition):
+    rgb, thermal = CameraModel.from_fov(160, 120, 60.0), CameraModel.from_fov(80, 60, 35.0)
+    visible = SimulatedRgb(rgb, condition).render(3.0)
+    counts = SimulatedThermal(thermal, condition).render(3.0)
+    homography = thermal_to_rgb(thermal, rgb)
+    settings = Settings(
+        method=method, backend="onnxruntime_cpu", homography=homography.ravel().tolist()
+    )
+    fused = make(settings).fuse(counts, visible)
+    left, top, _ = homography @ (-0.5, -0.5, 1)
+    right, bottom, _ = homography @ (79.5, 59.5, 1)
+    y, x = np.mgrid[:120, :160]
+    outside = (x < left) | (x > right) | (y < top) | (y > bottom)
+    assert 0.5 < outside.mean() < 0.8
+    np.testing.assert_array_equal(fused[outside], visible[outside])
+    inside = (x > left + 8) & (x < right - 8) & (y > top + 8) & (y < bottom - 8)
+    assert np.abs(fused[inside].astype(int) - visible[inside]).mean() > 1
+
+
+def test_thermal_fades_in_from_the_edge_of_its_view_without_a_seam(average):
+    large = np.full((480, 640, 3), 100, np.uint8)
+    pipeline = make(average.replace(homography=(1.0, 0, 160, 0, 1, 120, 0, 0, 1)))
+    fused = pipeline.fuse(np.full((240, 320), 200, np.uint8), large)
+    row = fused[240, :, 0].astype(int)
+    assert row[0] == 100 and row[320] == 150
+    assert (np.diff(row[:320]) >= 0).all()
+    assert np.abs(np.diff(row)).max() <= 6
+    stages = pipeline.monitor.snapshot().stage_ms
+    assert {"border_in", "border_out"} <= set(stages)
+
+
+def test_a_thermal_view_that_covers_all_is_not_blended(average):
+    pipeline = make(average.replace(homography=(2.0, 0, 0.5, 0, 2, 0.5, 0, 0, 1)))
+    fused = pipeline.fuse(np.full((24, 32), 200, np.uint8), GREY)
+    assert np.abs(fused.astype(int) - 150).max() <= 1
+    assert not any("border" in stage for stage in pipeline.monitor.snapshot().stage_ms)
+
+
+@pytest.mark.parametrize(("homography", "from_device"), [(NARROW, False), ((), True)])
+def test_the_detector_reads_the_finished_image_and_not_one_without_the_border(
+    average, tmp_path, homography, from_device
+):
+    settings = average.replace(homography=homography)
+    path = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
+    pipeline = make(settings)
+    detector = load_detector(settings.replace(detector=str(path)), None, say_nothing)
+    on_device, read = object(), []
+    pipeline.network.fuser.on_device = lambda: on_device
+    detector.detect = lambda image, device: read.append((image, device)) or []
+    pipeline.change(detector=detector)
+    thermal = np.zeros((24, 32) if homography else (48, 64), np.uint8)
+    fused = pipeline.fuse(thermal, GREY)
+    pipeline.detect(fused)
+    assert read[0][0] is fused
+    assert read[0][1] is (on_device if from_device else None)
 
 
 def test_calibration_holds_for_binned_images_too():

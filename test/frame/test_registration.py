@@ -52,7 +52,7 @@ def test_the_image_is_that_of_warp_perspective():
     registration = Registration(HOMOGRAPHY)
     ours = registration.warp(thermal, RGB_SIZE)
     theirs = cv2.warpPerspective(thermal, HOMOGRAPHY, RGB_SIZE)
-    inside = cv2.erode(registration.valid_mask(RGB_SIZE), np.ones((5, 5))) > 0
+    inside = cv2.erode(registration.border.seen.astype(np.uint8), np.ones((5, 5))) > 0
     assert inside.mean() > 0.5
     np.testing.assert_allclose(ours[inside].astype(int), theirs[inside], atol=2)
 
@@ -73,24 +73,23 @@ def test_a_homography_has_no_scale_and_no_sign(factor):
     )
 
 
-def test_the_mask_says_where_there_is_thermal():
+def test_the_border_knows_which_pixels_the_thermal_camera_sees():
     registration = Registration(HOMOGRAPHY)
     warped = registration.warp(np.full(THERMAL_SIZE[::-1], 200, np.uint8), RGB_SIZE)
-    mask = registration.valid_mask(RGB_SIZE)
-    assert mask.dtype == np.uint8 and mask.shape == RGB_SIZE[::-1]
-    np.testing.assert_array_equal(warped, np.where(mask > 0, 200, 0))
+    seen = registration.border.seen
+    np.testing.assert_array_equal(warped, np.where(seen, 200, 0))
     corners = np.array([[0, 0], [160, 0], [160, 128], [0, 128]]) - 0.5
     area = cv2.contourArea(project(HOMOGRAPHY, corners).astype(np.float32))
     assert registration.coverage == pytest.approx(area / (320 * 240), abs=0.01)
-    assert registration.coverage == pytest.approx((mask > 0).mean())
+    assert registration.coverage == pytest.approx(seen.mean())
 
 
-def test_a_thermal_camera_that_sees_all_needs_no_mask():
+def test_a_thermal_camera_that_sees_all_has_no_border():
     registration = Registration(np.diag([3.0, 3.0, 1.0]) @ np.array(
         [[1, 0, -20], [0, 1, -15], [0, 0, 1]]
     ))  # fmt: skip
     registration.warp(smooth_image(THERMAL_SIZE), RGB_SIZE)
-    assert registration.valid_mask(RGB_SIZE) is None
+    assert registration.border is None
     assert registration.coverage == 1.0
     assert registration.warning is None
 
@@ -100,7 +99,7 @@ def test_identity_on_equal_sizes_is_the_same_array(homography):
     thermal = smooth_image(RGB_SIZE)
     registration = Registration(homography)
     assert registration.warp(thermal, RGB_SIZE) is thermal
-    assert registration.valid_mask(RGB_SIZE) is None
+    assert registration.border is None
     assert registration.coverage == 1.0 and registration.warning is None
 
 
@@ -214,11 +213,6 @@ def test_bad_intrinsics_say_what_was_expected(k_thermal, k_rgb, rotation, says):
 def test_only_grey_eight_bit_images_are_warped(thermal):
     with pytest.raises(ValueError, match=r"expected \(H, W\) uint8"):
         Registration(HOMOGRAPHY).warp(thermal, RGB_SIZE)
-
-
-def test_the_mask_before_the_first_image_says_to_warp():
-    with pytest.raises(ValueError, match="call warp first"):
-        Registration(HOMOGRAPHY).valid_mask(RGB_SIZE)
 
 
 @pytest.mark.parametrize("homography", [HOMOGRAPHY, None])
