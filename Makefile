@@ -1,8 +1,10 @@
 # Environments, demo and tests of fusion_ros; `make help` lists the targets.
 #
-# A target installs what it needs, and only that, once: a stamp in the environment, named after the
-# hash of the requirement files, says that the set is complete. With ROS sourced the environment
-# sees its packages and takes rclpy, messages and numpy from there, else they come as wheels.
+# A target installs what it needs, and only that, once. A stamp in the environment, named after the
+# hash of the requirement files, marks a complete set. Without ROS everything comes as wheels, in
+# the versions of constraints.txt. With ROS sourced the environment sees the system's packages:
+# rclpy and messages come from there, and so do numpy, OpenCV and onnxruntime where they are new
+# enough (an onnxruntime for the GPU of a Jetson stays in use).
 
 METHOD ?= baffm
 DATA ?=
@@ -13,29 +15,40 @@ PYTEST_ARGS ?=
 ifeq ($(ROS_DISTRO)$(AMENT_PREFIX_PATH),)
 VENV ?= .venv
 CONSTRAINTS := constraints.txt
-DEMO := .[ros]
-TRAIN := .[ros,train]
-TEST := .[ros,train,tensorrt,test]
+DEMO := .[cpu,ros]
+TRAIN := .[cpu,ros,train]
+TEST := .[cpu,ros,train,tensorrt,lint,test]
 else
 VENV ?= .venv-$(or $(ROS_DISTRO),ros)
 VENV_OPTIONS := --system-site-packages
 CONSTRAINTS := $(VENV)/constraints.txt
+REQUIREMENTS := -r $(VENV)/requirements.txt
 DEMO := .
 TRAIN := .[train]
-TEST := .[train,tensorrt,test]
+TEST := .[train,tensorrt,lint,test]
 endif
+LINT := .[lint]
+
+# The oldest versions that the package promises to work with.
+OLDEST_PYTHONS := $(or $(PYTHON_OLDEST),python3.10 \
+  $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10))
+OLDEST := VENV=.venv-oldest VENV_OPTIONS= CONSTRAINTS=constraints-oldest.txt REQUIREMENTS= \
+  TEST='.[cpu,test]' PYTHON='$(OLDEST_PYTHONS)'
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
-KEY := $(shell { cat setup.py constraints.txt; pwd; } | cksum | cut -d' ' -f1)
+KEY := $(shell { cat setup.py constraints.txt constraints-oldest.txt; pwd; } | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test detector clean
+.PHONY: help demo test lint test-oldest with-oldest detector clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo       two simulated cameras, fused and shown in demo_output/; options:'
 	@echo '                METHOD=cfi  DATA=<folder with ir/ and vi/>  DETECTOR=<yolo.onnx>'
-	@echo 'make test       all tests; PYTEST_ARGS="-k pairing" chooses some'
+	@echo 'make test       lint and all tests; PYTEST_ARGS="-k pairing" chooses some tests'
+	@echo 'make lint       what ruff finds in the code and in its format'
+	@echo 'make test-oldest  the tests without ROS and PyTorch, on the oldest Python, numpy, OpenCV'
+	@echo '                and onnxruntime; needs Python 3.10, PYTHON_OLDEST=<path> names one'
 	@echo 'make detector   puts a YOLO at ~/.cache/fusion_ros/; DETECTOR_MODEL=<name or .pt>'
 	@echo 'make clean      removes what builds, tests and demos left, not the environment $(VENV)'
 
@@ -44,8 +57,21 @@ demo: $(VENV)/.demo-$(KEY)
 	  $(if $(DATA),--data '$(DATA)') $(if $(DETECTOR),--detector '$(DETECTOR)')
 
 test: $(VENV)/.test-$(KEY)
+	@$(CHECK_STYLE)
 	@$(PY) test/messages/generate.py
 	FUSION_ROS_TEST_STRICT=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint-$(KEY)
+	@$(CHECK_STYLE)
+
+CHECK_STYLE = $(PY) -m ruff check && $(PY) -m ruff format --check || { \
+  echo "'$(PY) -m ruff check --fix' and '$(PY) -m ruff format' mend most of this." >&2; exit 1; }
+
+test-oldest:
+	@$(MAKE) --no-print-directory with-oldest $(OLDEST)
+
+with-oldest: $(VENV)/.test-$(KEY)
+	@env -u PYTHONPATH $(PY) -m pytest $(PYTEST_ARGS)
 
 detector: $(VENV)/.train-$(KEY)
 	@$(PY) training/export_detector.py '$(DETECTOR_MODEL)'
@@ -59,11 +85,14 @@ clean:
 $(VENV)/.demo-$(KEY): $(VENV)/.python
 	$(call install,$(DEMO),demo)
 
+$(VENV)/.lint-$(KEY): $(VENV)/.python
+	$(call install,$(LINT),lint)
+
 $(VENV)/.train-$(KEY): $(VENV)/.python
 	$(call install,$(TRAIN),demo train)
 
 $(VENV)/.test-$(KEY): $(VENV)/.python
-	$(call install,$(TEST),demo train test)
+	$(call install,$(TEST),demo train lint test)
 
 # $(call install,requirement,sets that it completes)
 define install
@@ -71,7 +100,7 @@ define install
 @find $(VENV) -maxdepth 1 -type f -name '.*-*' ! -name '*-$(KEY)' -delete
 @{ half=$$($(PY) -c "$$HALF_INSTALLED") && \
    { [ -z "$$half" ] || $(PIP) --ignore-installed --no-deps $$half; } && \
-   $(PIP) --use-pep517 -e '$(1)'; } > $(VENV)/pip.log 2>&1 || \
+   $(PIP) --use-pep517 $(REQUIREMENTS) -e '$(1)'; } > $(VENV)/pip.log 2>&1 || \
   { grep -v '^WARNING' $(VENV)/pip.log | tail -n 20 >&2; \
     echo "The installation needs the network, once; all of it is in $(VENV)/pip.log." \
       "Run the same command again to resume." >&2; exit 1; }
@@ -90,6 +119,28 @@ for path in Path(sysconfig.get_path("purelib")).glob("*.dist-info"):
         print(path.stem.rsplit("-", 1)[0])
 endef
 export HALF_INSTALLED
+
+# ROS's compiled messages work with each numpy of the major version that they were built for. Ubuntu
+# 22.04 has 1.21.5, with which pip would go back to an onnxruntime that cannot read the networks.
+define SYSTEM_NUMPY
+import numpy
+print("numpy>=1.21.6,<2" if numpy.__version__.startswith("1.") else "numpy>=2")
+endef
+export SYSTEM_NUMPY
+
+define NOT_ON_SYSTEM
+import importlib, re
+for name, package, least in (
+    ("cv2", "opencv-python-headless", (4, 5, 4)), ("onnxruntime", "onnxruntime", (1, 18))
+):
+    try:
+        found = importlib.import_module(name).__version__
+    except ImportError:
+        found = "0"
+    if tuple(map(int, re.findall(r"\d+", found))) < least:
+        print(package + ">=" + ".".join(map(str, least)))
+endef
+export NOT_ON_SYSTEM
 
 PYTHONS := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10)
 FITS := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))
@@ -111,7 +162,8 @@ endif
 ifdef VENV_OPTIONS
 	@$(PY) -c 'import rclpy' || { echo "ROS is sourced but its rclpy does not load in" \
 	  "$$($(PY) --version): name ROS's own Python: make PYTHON=/usr/bin/python3" >&2; exit 1; }
-	@$(PY) -c 'import numpy; print("numpy==" + numpy.__version__)' > $(CONSTRAINTS)
+	@$(PY) -c "$$SYSTEM_NUMPY" > $(CONSTRAINTS)
+	@$(PY) -c "$$NOT_ON_SYSTEM" > $(VENV)/requirements.txt
 endif
 	@touch $@
 

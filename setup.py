@@ -9,6 +9,10 @@ from setuptools import find_packages, setup
 
 PACKAGE = "fusion_ros"
 
+# Only numpy is required. OpenCV and onnxruntime come in several packages each: Ubuntu's, NVIDIA's
+# for a Jetson, PyPI's for CPU and GPU. pip knows one by its name and would put it over another.
+CPU = ["numpy>=1.21.6", "onnxruntime>=1.18", "opencv-python-headless>=4.5.4"]
+GPU = ["numpy>=1.21.6", "onnxruntime-gpu>=1.18", "opencv-python-headless>=4.5.4", "onnx"]
 ROS = [
     "ros-rclpy",
     "ros-rmw-fastrtps-cpp",
@@ -42,7 +46,8 @@ TENSORRT = [
     "tensorrt-rtx-cu13-libs; platform_machine == 'x86_64'",
     "tensorrt-rtx-cu13-bindings; platform_machine == 'x86_64'",
 ]
-TEST = ["pytest>=7", "PyYAML", "rosbags", "setuptools>=70.1"]
+LINT = ["ruff"]
+TEST = ["pytest>=7", "PyYAML", "rosbags", "setuptools>=70.1", "onnx"]
 
 
 def share(folder: str, pattern: str) -> tuple[str, list[str]]:
@@ -70,8 +75,16 @@ setup(
         share("weights", "fusion_models/weights/*"),
     ],
     zip_safe=False,
-    install_requires=["numpy", "onnxruntime", "opencv-python-headless"],
-    extras_require={"ros": ROS, "train": TRAIN, "tensorrt": TENSORRT, "test": TEST},
+    install_requires=["numpy"],
+    extras_require={
+        "cpu": CPU,
+        "gpu": GPU,
+        "ros": ROS,
+        "train": TRAIN,
+        "tensorrt": TENSORRT,
+        "lint": LINT,
+        "test": TEST,
+    },
     entry_points={
         "console_scripts": [
             "fuse_node = fusion_ros.node.fuse_node:main",

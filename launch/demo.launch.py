@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 
 from fusion_ros.cameras.street.scene import SCENES
-from launch import LaunchContext, LaunchDescription
 
 
 def start_cameras(context: LaunchContext) -> list[Node]:

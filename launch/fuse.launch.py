@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
@@ -19,7 +20,6 @@ from fusion_ros.inference import BACKENDS, PRECISIONS
 from fusion_ros.inference.models import list_methods
 from fusion_ros.node.fastdds import PROFILE_VARIABLE
 from fusion_ros.node.parameters import QOS
-from launch import LaunchContext, LaunchDescription
 
 CONFIG = Path(get_package_share_directory("fusion_ros"), "config")
 TOPICS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import email
 import importlib
 import json
 import re
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,11 +107,44 @@ def test_every_command_of_the_package_has_its_main(wheel):
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
+def required(wheel: zipfile.ZipFile, extra: str = "") -> set[str]:
+    """Names of the packages that pip installs with the wheel, or in addition with an extra."""
+    path = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    lines = email.message_from_bytes(wheel.read(path)).get_all("Requires-Dist", [])
+    names = set()
+    for line in lines:
+        of = re.search(r"extra == ['\"]([^'\"]+)", line)
+        if (of.group(1) if of else "") == extra:
+            names.add(re.match(r"[-\w.]+", line).group())
+    return names
+
+
+def test_pip_brings_nothing_over_what_the_system_has(wheel):
+    """OpenCV and onnxruntime have several packages: Ubuntu's, NVIDIA's, PyPI's for CPU and GPU."""
+    assert required(wheel) == {"numpy"}
+    assert required(wheel, "cpu") == {"numpy", "onnxruntime", "opencv-python-headless"}
+    assert "onnxruntime-gpu" in required(wheel, "gpu")
+    assert "onnxruntime" not in required(wheel, "gpu") | required(wheel, "train")
+
+
+def test_every_extra_has_its_tested_versions(wheel):
+    pinned = re.findall(r"^([-\w.]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    for extra in ("cpu", "ros", "train", "tensorrt", "lint", "test"):
+        names = {name.lower().replace("_", "-") for name in required(wheel, extra)}
+        assert names and names - set(pinned) == set(), extra
+
+
 def test_one_version_stands_everywhere(wheel):
     version = manifest().findtext("version")
     assert fusion_ros.__version__ == fusion_models.__version__ == version
     assert Path(wheel.filename).name.split("-")[1] == version
-    assert f"\n{version} (" in (ROOT / "CHANGELOG.rst").read_text()
+
+
+def test_the_changelog_opens_with_the_next_or_the_present_version():
+    lines = (ROOT / "CHANGELOG.rst").read_text().splitlines()
+    headings = [one for one, below in pairwise(lines) if one and set(below) == {"-"}]
+    version = manifest().findtext("version")
+    assert headings[0] == "Forthcoming" or headings[0].startswith(f"{version} (")
 
 
 def test_the_manifest_is_one_that_ros_tools_accept():
@@ -118,8 +153,10 @@ def test_the_manifest_is_one_that_ros_tools_accept():
     assert root.findtext("export/build_type") == "ament_python"
     assert root.findtext("license") == "AGPL-3.0-only"
     assert (ROOT / root.find("license").get("file")).is_file()
-    # colcon drops the ament hooks without an error where catkin_pkg takes the address for none.
+    assert {"rviz2", "cv_bridge"} <= {depend.text for depend in root.findall("exec_depend")}
+    # colcon drops the ament hooks without an error where catkin_pkg rejects the address.
     address = root.find("maintainer").get("email")
+    assert root.find("author").get("email") == address
     assert re.fullmatch(r"[-\w%+]+(\.[-\w%+]+)*@[-\w%]+(\.[-\w%]+)*\.[a-zA-Z]{2,}", address)
 
 
