@@ -1,23 +1,31 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Image-pair data sets by folder convention `<root>/{ir,vi}`, checked, mixed and augmented."""
+"""Training data: pairs held in memory, and reproducible batches of augmented crops of them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+from fusion_models.pairs import (
+    DataError,
+    PairSet,
+    image_files,
+    read_class_ids,
+    read_luminance,
+    shorten,
+)
 
+__all__ = ["Batch", "CropSampler", "DataError", "LoadedPairs"]
 
-class DataError(ValueError):
-    """A data folder is not what training needs; the message names every problem found."""
+LABEL_CLASSES = range(1, 9)
+"""Class ids of label images in MFNet and MSRS: 1 car, 2 person, 3 bike, 4 curve, 5 car stop,
+6 guardrail, 7 colour cone, 8 bump."""
+UNLABELLED, IGNORED = 0, 255
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Batch:
         ir: thermal luminance in [0, 1].
         vi: visible luminance in [0, 1].
         mask: 1 on salient objects (persons, vehicles) where labels exist, else 0.
-        seed: of whatever else an objective draws at random for this batch.
+        seed: for what else an objective draws at random for this batch.
     """
 
     ir: Tensor
@@ -37,88 +45,46 @@ class Batch:
     seed: int = 0
 
     def to(self, device) -> Batch:
-        """The same on a device; copies from pinned memory do not wait."""
+        """Copy of the batch on a device; copies from pinned memory do not wait."""
         planes = (x.to(device, non_blocking=True) for x in (self.ir, self.vi, self.mask))
         return Batch(*planes, self.seed)
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    return (
-        {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in EXTENSIONS}
-        if folder.is_dir()
-        else {}
-    )
-
-
-def read_luminance(path: Path, thermal: bool = False) -> np.ndarray:
-    """Luminance of an image file as `(H, W)` uint8 (BT.601 for colour); DataError if unreadable.
-
-    16 bit become 8 by their upper half; thermal ones, whose sensors fill a small part of the range,
-    linearly between their percentiles 1 and 99, as the runtime's gain control does it.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise DataError(f"{path}: cannot be read as an image; replace or remove the file")
-    if image.dtype == np.uint16 and thermal and image.ndim == 2:
-        low, high = np.percentile(image, (1, 99))
-        scaled = (image - low) * (255.0 / max(high - low, 1.0))
-        image = np.rint(scaled.clip(0, 255)).astype(np.uint8)
-    elif image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    if image.dtype != np.uint8:
-        raise DataError(f"{path}: pixels are {image.dtype}; expected 8 or 16 bit")
-    if image.ndim == 2:
-        return image
-    if image.shape[2] not in (3, 4):
-        raise DataError(f"{path}: {image.shape[2]} channels; expected 1 (grey), 3 or 4 (colour)")
-    return cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_BGR2YCrCb)[..., 0]
-
-
-def list_pairs(root: Path) -> list[tuple[Path, Path]]:
-    """`(ir, vi)` files of a folder in order of their stems; DataError naming what does not fit."""
-    root = Path(root)
-    ir, vi = _files(root / "ir"), _files(root / "vi")
-    for name, found in (("ir", ir), ("vi", vi)):
-        if not found:
-            raise DataError(
-                f"{root / name}: no images; expected {root}/ir and {root}/vi with equal stems "
-                f"({', '.join(EXTENSIONS)})"
-            )
-    lonely = sorted(set(ir) ^ set(vi))
-    if lonely:
-        raise DataError(
-            f"{root}: {len(lonely)} stems without a partner in the other folder: "
-            f"{', '.join(lonely[:8])}{' ...' if len(lonely) > 8 else ''}"
-        )
-    return [(ir[s], vi[s]) for s in sorted(ir)]
-
-
-class PairFolder:
-    """All pairs of one root, held in memory as uint8.
+class LoadedPairs:
+    """All pairs of a set, held in memory as uint8.
 
     Args:
-        root: folder with `ir/`, `vi/` and optionally `labels/` (class ids per pixel).
-        limit: use at most this many pairs, evenly spaced (0: all).
-        salient: label ids that count as salient objects; the default is car and person in MFNet, MSRS.
+        pairs: the set; its labels, where there are any, are `<root>/labels/<stem>.png`, class ids.
+        salient: class ids that count as salient objects; default: car and person of MFNet, MSRS.
+    Attributes:
+        name, root, stems: of the set.
+        images: `(ir, vi, mask)` of each pair, `(H, W)` uint8; mask is 1 on salient objects and None
+            without a label.
     Raises:
-        DataError: unequal stems or sizes, unreadable files, wrong channel counts; all are named.
+        DataError: unequal sizes, unreadable files, wrong channel counts, labels without any known
+            class; all are named.
     """
 
-    def __init__(self, root: str | Path, limit: int = 0, salient: tuple[int, ...] = (1, 2)):
-        self.root = Path(root)
-        pairs = list_pairs(self.root)
-        if limit and limit < len(pairs):
-            pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, limit).astype(int)]
-        labels = _files(self.root / "labels")
-        self.stems = [ir.stem for ir, _ in pairs]
+    def __init__(self, pairs: PairSet, salient: tuple[int, ...] = (1, 2)):
+        self.name, self.root, self.stems = pairs.name, pairs.root, pairs.stems
+        labels = image_files(pairs.root / "labels")
+        known = {*LABEL_CLASSES, *salient}
         self.images: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
         problems = []
-        for ir_path, vi_path in pairs:
+        for ir_path, vi_path in pairs.files:
             try:
                 ir, vi = read_luminance(ir_path, thermal=True), read_luminance(vi_path)
                 mask = None
-                if ir_path.stem in labels:
-                    mask = np.isin(read_luminance(labels[ir_path.stem]), salient).astype(np.uint8)
+                if label := labels.get(ir_path.stem):
+                    classes = read_class_ids(label)
+                    ids = set(np.unique(classes).tolist()) - {UNLABELLED, IGNORED}
+                    if ids and not ids & known:
+                        found = shorten([*map(str, sorted(ids))])
+                        problems.append(
+                            f"{label}: none of its class ids {found} is known; expected some of "
+                            f"{min(known)} to {max(known)}, or give salient=<ids>"
+                        )
+                    mask = np.isin(classes, salient).astype(np.uint8)
             except DataError as error:
                 problems.append(str(error))
                 continue
@@ -135,18 +101,21 @@ class PairFolder:
 
 
 class CropSampler:
-    """Endless batches of augmented random crops from several roots mixed by weight.
+    """Endless batches of augmented random crops from several data sets mixed by weight.
 
     Args:
-        folders: data sets; weights: relative frequency of each (None: by number of pairs).
-        crop: side of the square crops in pixels; smaller pictures are enlarged to it.
-        batch_size: crops a batch; seed: the sequence is a function of (seed, step).
-        augment: flips, quarter turns, and a random gain of each modality.
+        folders: the data sets.
+        crop: side of the square crops in pixels; smaller images are enlarged to it.
+        batch_size: crops in a batch.
+        weights: relative frequency of each data set (None: by its number of pairs).
+        seed: the sequence of batches is a function of (seed, rank, step).
+        augment: whether to flip and turn crops and to draw a gain for each modality.
+        rank: of the process, so that several draw different batches.
     """
 
     def __init__(
         self,
-        folders: list[PairFolder],
+        folders: list[LoadedPairs],
         crop: int = 128,
         batch_size: int = 8,
         weights: list[float] | None = None,
@@ -155,7 +124,7 @@ class CropSampler:
         rank: int = 0,
     ):
         if not folders:
-            raise DataError("no training data: give data=<root>[,<root>...] with ir/ and vi/ each")
+            raise DataError("no training data: give data=<folder with ir/ and vi/>[,<another>...]")
         self.folders, self.crop, self.batch_size = folders, crop, batch_size
         weights = np.asarray(weights or [len(f) for f in folders], float)
         if len(weights) != len(folders):
@@ -164,7 +133,7 @@ class CropSampler:
         self.seed, self.augment, self.rank = seed, augment, rank
 
     def batch(self, step: int) -> Batch:
-        """The batch of a training step: the same for the same step, so that resuming continues."""
+        """The batch of a training step; equal steps give equal batches, so that runs can resume."""
         rng = np.random.default_rng((self.seed, self.rank, step))
         crops = [self._crop(rng) for _ in range(self.batch_size)]
         stack = torch.from_numpy(np.stack(crops))
@@ -202,42 +171,7 @@ class CropSampler:
                 planes = planes[:, :, ::-1]
             planes = np.ascontiguousarray(planes)
             for plane in planes[:2]:
-                # Cameras differ in gain: without this, brightness of one data set is learnt by heart.
+                # Cameras differ in gain; else the network overfits the brightness of one set.
                 if rng.random() < 0.3:
                     plane *= rng.uniform(0.6, 1.0)
         return np.ascontiguousarray(planes)
-
-
-def find_roots(data: str | list[str]) -> list[Path]:
-    """Training roots, each with `ir/` and `vi/`, below what the user named.
-
-    Args:
-        data: pair folders or folders of sets (`<data>/<set>/train/{ir,vi}`), comma separated or a
-            list; 'auto' tries $FUSION_DATA, `data`, `../shared/data` and the current folder.
-    Raises:
-        DataError: nothing found; says where it looked and what it expected.
-    """
-    if data == "auto":
-        tried = [p for p in (os.environ.get("FUSION_DATA"), "data", "../shared/data", ".") if p]
-        for place in tried:
-            if roots := _roots_below(Path(place)):
-                return roots
-        raise DataError(
-            f"no training data in {', '.join(tried)}; give data=<folder with ir/ and vi/> or "
-            "data=<folder of sets>/ with <set>/train/{ir,vi}"
-        )
-    places = [p for p in data.split(",") if p] if isinstance(data, str) else list(data)
-    roots = []
-    for place in places:
-        found = _roots_below(Path(place))
-        if not found:
-            raise DataError(
-                f"{place}: neither {place}/ir and {place}/vi nor {place}/<set>/train/{{ir,vi}} exist"
-            )
-        roots += found
-    return roots
-
-
-def _roots_below(place: Path) -> list[Path]:
-    candidates = [place, place / "train", *sorted(place.glob("*/train"))]
-    return [c for c in candidates if (c / "ir").is_dir() and (c / "vi").is_dir()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Training of any registered method: one code for a CPU, a GPU and several (Lightning Fabric)."""
+"""Training of any registered method on a CPU, a GPU or several of them (Lightning Fabric)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ from torch import nn
 from tqdm import tqdm
 
 from fusion_models import create_model, create_objective, model_card
-from fusion_models.data import CropSampler, PairFolder, find_roots
+from fusion_models.contract import MULTIPLE
+from fusion_models.data import CropSampler, LoadedPairs
 from fusion_models.evaluation.metrics import evaluate
+from fusion_models.files import write_text
+from fusion_models.hardware import PRECISIONS, choose_precision, keep_freed_memory
+from fusion_models.pairs import DataError, PairSet, find_sets
 from fusion_models.settings import ConfigError, parse_arguments
 
 OPTIMIZERS = {"adamw": (torch.optim.AdamW, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
 FIRST = 20
-"""How many losses at the beginning of a run are kept to compare its end with."""
+"""How many losses of the first and of the last steps a run's record averages."""
 
 
 @dataclass
@@ -38,22 +42,30 @@ class TrainConfig:
 
     Attributes:
         method: one of `fusion_models.list_models()`.
-        data: pair folders or folders of sets, comma separated; 'auto' looks in the usual places.
-        mix: relative weight of each set by the folder's name (absent: 1; 0: left out).
-        salient: ids of labels, where there are any, that count as salient objects.
-        limit: most pairs read from one root (0: all).
-        validation: pair folder to measure on; 'auto' takes the `test` split of msrs or of the first root.
+        data: pair folders or folders of sets, comma separated; 'auto' looks in the usual places. Of
+            each set the `train` split is used, less every eighth pair, which is for validation.
+        mix: relative weight of each set by its name (absent: 1; 0: left out).
+        salient: class ids that count as salient objects in label images, where there are any.
+        limit: most pairs to read of one set (0: all).
+        validation: 'auto' for the validation pairs of the training sets, a pair folder, or ''.
         output: folder of checkpoints, logs and pictures; '' for `runs/<method>`.
-        resume: go on from the output folder's last checkpoint.
+        resume: continue from the last checkpoint in the output folder.
         init: safetensors file to start from, or 'shipped' for the committed weights.
-        max_steps, batch_size, crop: schedule and batch; batch_size is per process.
+        max_steps: number of optimiser steps.
+        batch_size: crops a step and process.
+        crop: side of the crops in pixels, a multiple of 8.
         optimizer: adamw, or sgd with a momentum of 0.9.
-        lr, warmup, lr_final, weight_decay, clip: warm-up, then a cosine decay.
+        lr, warmup, lr_final: the learning rate rises linearly for `warmup` steps, then falls on a
+            cosine to `lr * lr_final`.
+        weight_decay, clip: of the optimiser; largest norm of the gradient.
         freeze_norm: share of the schedule after which batch norms use their running statistics.
-        average: decay of the moving average of the weights, which is what is evaluated and shipped.
-        precision: 32-true, bf16-mixed or 16-mixed. devices, accelerator, threads: where to run.
-        seed: of initialisation and of the sequence of batches.
-        log_every, validate_every, save_every: in steps; validate_pairs: how many to measure.
+        average: decay of the moving average of the weights, which is evaluated and exported.
+        precision: auto, 32-true, bf16-mixed or 16-mixed; auto takes the fastest for the hardware.
+        accelerator, devices: of Lightning Fabric.
+        threads: of the CPU, 1 for a run in the background (0: all).
+        seed: of the initial weights and of the sequence of batches.
+        log_every, validate_every, save_every: in steps.
+        validate_pairs: number of pairs to validate on, evenly spaced over the sets (0: all).
         model, objective: keyword arguments of the method's network and objective.
     """
 
@@ -77,14 +89,14 @@ class TrainConfig:
     clip: float = 1.0
     freeze_norm: float = 0.6
     average: float = 0.995
-    precision: str = "32-true"
+    precision: str = "auto"
     accelerator: str = "auto"
     devices: int = 1
     threads: int = 0
     seed: int = 0
     log_every: int = 20
     validate_every: int = 500
-    validate_pairs: int = 6
+    validate_pairs: int = 8
     save_every: int = 250
     model: dict = field(default_factory=dict)
     objective: dict = field(default_factory=dict)
@@ -107,7 +119,7 @@ def load_config(arguments: list[str], folder: Path) -> TrainConfig:
         config = OmegaConf.merge(*layers, overrides)
         saved = Path(config.output or f"runs/{config.method}") / "config.yaml"
         if config.resume and saved.is_file():
-            # A run goes on as it was begun; only what is said now differs.
+            # A resumed run keeps its settings but for those given on this command line.
             config = OmegaConf.merge(*layers, OmegaConf.load(saved), overrides)
         return OmegaConf.to_object(config)
     except Exception as error:
@@ -143,18 +155,28 @@ def source_commit() -> str:
 
 @torch.inference_mode()
 def fuse_pair(model: nn.Module, ir: np.ndarray, vi: np.ndarray) -> np.ndarray:
-    """Fuses `(H, W)` uint8 luminances of any size; pads by reflection, returns `(H, W)` uint8."""
+    """Fuse `(H, W)` uint8 luminances of any size, padded by reflection; returns `(H, W)` uint8."""
     device = next(model.parameters()).device
     height, width = ir.shape
     planes = torch.from_numpy(np.stack((ir, vi)).astype(np.float32) / 255.0).to(device)
-    pad = (0, -width % 8, 0, -height % 8)
+    pad = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
     planes = F.pad(planes[:, None], pad, mode="reflect")
     fused = model(planes[:1], planes[1:])[0, 0, :height, :width]
     return (fused.clamp(0, 1) * 255.0).round().to(torch.uint8).cpu().numpy()
 
 
 class Trainer:
-    """One run: data are checked first, then trained, validated, saved, and resumed on request."""
+    """One training run.
+
+    Files in its output folder: `config.yaml` (settings), `last.ckpt` (all that resuming needs),
+    `model.safetensors` (the averaged weights), `run.json` (the record, written at the end),
+    `validation.png` and TensorBoard's logs. Each is replaced as a whole, so that a run can be
+    resumed whenever it was killed.
+
+    Raises:
+        ConfigError: a setting is out of range, or nothing to resume.
+        DataError: the data are not as expected; checked before anything is trained.
+    """
 
     def __init__(self, config: TrainConfig):
         self.config = config
@@ -163,18 +185,24 @@ class Trainer:
             raise ConfigError("max_steps and batch_size must be >= 1, crop a multiple of 8, >= 32")
         if config.optimizer not in OPTIMIZERS:
             raise ConfigError(f"optimizer '{config.optimizer}': choose {', '.join(OPTIMIZERS)}")
+        if config.precision not in PRECISIONS:
+            raise ConfigError(f"precision '{config.precision}': choose {', '.join(PRECISIONS)}")
         if config.threads:
             torch.set_num_threads(config.threads)
+            cv2.setNumThreads(config.threads)
+        keep_freed_memory()
+        self.precision, reason = choose_precision(config.precision, config.accelerator)
         self.fabric = Fabric(
             accelerator=config.accelerator,
             # torchrun sets the number of processes; a plain call uses `devices`.
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", config.devices)),
-            precision=config.precision,
+            precision=self.precision,
             strategy="ddp" if int(os.environ.get("WORLD_SIZE", config.devices)) > 1 else "auto",
         )
         self.fabric.launch()
+        self.fabric.print(f"{config.method}: precision {self.precision} ({reason})")
         self.fabric.seed_everything(config.seed, verbose=False)
-        torch.backends.cudnn.benchmark = True  # all crops are of one size
+        torch.backends.cudnn.benchmark = True  # all crops have one size
         self.output = Path(config.output or f"runs/{config.method}")
         try:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -200,41 +228,52 @@ class Trainer:
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
         self.first_losses: list[float] = []
+        self.last_losses: list[float] = []
         self.curve: list[tuple[int, float]] = []
         self.metrics: dict[str, float] = {}
+        self.validations: list[tuple[int, dict[str, float]]] = []
         if config.resume:
             self._resume()
 
-    def _data(self) -> tuple[CropSampler, PairFolder | None]:
+    def _data(self) -> tuple[CropSampler, LoadedPairs | None]:
         config = self.config
-        roots, weights, names = [], [], []
-        for root in find_roots(config.data):
-            name = root.parent.name if root.name == "train" else root.name
-            weight = config.mix.get(name, 1.0)
-            if weight > 0:
-                roots.append(root)
-                weights.append(weight)
+        sets, weights, names = [], [], []
+        for pairs in find_sets(config.data, split="train"):
+            name = pairs.name.removesuffix("/train").rpartition("/")[2]
             names.append(name)
+            if (weight := config.mix.get(name, 1.0)) > 0:
+                sets.append(pairs)
+                weights.append(weight)
         if absent := sorted(set(config.mix) - set(names)):
             self.fabric.print(f"mix: no set {', '.join(absent)} in the data: {', '.join(names)}")
-        folders = [PairFolder(root, config.limit, tuple(config.salient)) for root in roots]
+        salient = tuple(config.salient)
         sampler = CropSampler(
-            folders,
+            [LoadedPairs(pairs.limited(config.limit), salient) for pairs in sets],
             config.crop,
             config.batch_size,
             weights if config.mix else None,
             config.seed,
             rank=self.fabric.global_rank,
         )
-        if config.validation == "auto":
-            tests = [r.parent / "test" for r in roots if (r.parent / "test" / "ir").is_dir()]
-            tests.sort(key=lambda path: path.parent.name != "msrs")  # varied scenes, full size
-            validation = PairFolder(tests[0] if tests else roots[0], config.validate_pairs)
-        else:
-            validation = (
-                PairFolder(config.validation, config.validate_pairs) if config.validation else None
-            )
-        return sampler, validation
+        held = self._validation_pairs([pairs.name for pairs in sets])
+        return sampler, LoadedPairs(held.limited(config.validate_pairs), salient) if held else None
+
+    def _validation_pairs(self, trained: list[str]) -> PairSet | None:
+        """Pairs to validate on: those held out of the sets named, as one set."""
+        config = self.config
+        if not config.validation:
+            return None
+        if config.validation != "auto":
+            return find_sets(config.validation)[0]
+        try:
+            held = find_sets(config.data, split="validation")
+        except DataError as error:
+            self.fabric.print(f"no validation: {error}")
+            return None
+        wanted = {name.removesuffix("/train") for name in trained}
+        held = [pairs for pairs in held if pairs.name.rpartition("/")[0] in wanted]
+        files = tuple(file for pairs in held for file in pairs.files)
+        return PairSet("validation", held[0].root, files) if files else None
 
     @property
     def _last(self) -> Path:
@@ -244,48 +283,80 @@ class Trainer:
         if not self._last.is_file():
             raise ConfigError(f"resume=true, but {self._last} does not exist; check output=")
         state = {"model": self.model, "optimizer": self.optimizer}
-        rest = self.fabric.load(self._last, state, strict=True)
+        rest = self.fabric.load(self._last, state, strict=False)
         self.step, self.seconds = rest["step"], rest["seconds"]
         self.first_losses, self.metrics = rest["first_losses"], rest["metrics"]
-        self.curve = rest["curve"]
+        self.last_losses = rest.get("last_losses", [])
+        self.curve, self.validations = rest["curve"], rest.get("validations", [])
         self.average = {k: v.to(self.fabric.device) for k, v in rest["average"].items()}
+        if rest.get("precision"):  # empty unless both runs are in 16-mixed
+            self.fabric.strategy.precision.load_state_dict(rest["precision"])
 
     def save(self) -> None:
-        """Writes `last.ckpt` (to resume) and `model.safetensors` (the averaged weights)."""
+        """Write `last.ckpt` (to resume from) and `model.safetensors` (the averaged weights)."""
         state = {
             "model": self.model,
             "optimizer": self.optimizer,
+            "precision": self.fabric.strategy.precision.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "average": self.average,
             "first_losses": self.first_losses,
+            "last_losses": self.last_losses,
             "metrics": self.metrics,
+            "validations": self.validations,
             "curve": self.curve,
         }
         partial = self._last.with_suffix(".partial")
         self.fabric.save(partial, state)
         if self.fabric.is_global_zero:
             os.replace(partial, self._last)
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in self.average.items()},
-                self.output / "model.safetensors",
-            )
+            self._save_average()
+
+    def _save_average(self) -> None:
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.average.items()}
+        partial = self.output / "model.partial"
+        save_file(weights, partial)
+        os.replace(partial, self.output / "model.safetensors")
 
     def _log(self, tag: str, value: float) -> None:
         if self.fabric.is_global_zero:
             self.writer.add_scalar(tag, value, self.step)
 
     def fit(self) -> dict[str, float]:
-        """Trains to `max_steps`; returns the last validation metrics (empty without validation)."""
+        """Train up to `max_steps`; return the last validation metrics ({} without validation)."""
         config, fabric = self.config, self.fabric
         if self.step >= config.max_steps:
-            fabric.print(f"{self.output} is at step {self.step} already; raise max_steps to go on")
-            return self.metrics
+            if self._recorded():
+                fabric.print(
+                    f"{self.output} is at step {self.step} already; raise max_steps to go on"
+                )
+                return self.metrics
+            fabric.print(f"{self.output} was stopped at its last step: writing what is missing")
         if fabric.is_global_zero:
             from torch.utils.tensorboard import SummaryWriter
 
-            OmegaConf.save(OmegaConf.structured(config), self.output / "config.yaml")
+            write_text(self.output / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
             self.writer = SummaryWriter(self.output, purge_step=self.step or None)
+        if self.step < config.max_steps:
+            self._train()
+        if self.validation is not None and (
+            not self.validations or self.validations[-1][0] != self.step
+        ):
+            self._validate_now()
+        if fabric.is_global_zero:
+            self._save_average()
+            self._write_run()
+            self.writer.close()
+        return self.metrics
+
+    def _recorded(self) -> bool:
+        """Whether run.json, the last file of a run, is there and tells of this many steps."""
+        record = self.output / "run.json"
+        return record.is_file() and json.loads(record.read_text())["steps"] == self.step
+
+    def _train(self) -> None:
+        config, fabric = self.config, self.fabric
         bar = tqdm(
             total=config.max_steps,
             initial=self.step,
@@ -296,8 +367,7 @@ class Trainer:
         )
         started = time.monotonic() - self.seconds
         recent: list[torch.Tensor] = []
-        losses: list[float] = []
-        # A batch is a function of its step, so it can be made while the device is busy.
+        # A batch is a function of its step, so it is made while the device is busy.
         with ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(self.sampler.batch, self.step)
             while self.step < config.max_steps:
@@ -317,15 +387,15 @@ class Trainer:
                 bar.update()
                 recent.append(loss.detach())
                 last = self.step == config.max_steps
-                validate = last or (config.validate_every and not self.step % config.validate_every)
+                validate = config.validate_every and not self.step % config.validate_every
                 save = last or self.step % config.save_every == 0
                 if last or save or self.step % config.log_every == 0:
-                    # Only here: reading a loss waits for the device.
+                    # Losses are read only here, since reading one waits for the device.
                     self.seconds = time.monotonic() - started
                     values = [float(value) for value in recent]
                     recent.clear()
                     self._check_finite(values, terms)
-                    losses += values
+                    self.last_losses = (self.last_losses + values)[-FIRST:]
                     self.first_losses += values[: max(0, FIRST - len(self.first_losses))]
                     mean = sum(values) / len(values)
                     self.curve.append((self.step, round(mean, 5)))
@@ -336,17 +406,18 @@ class Trainer:
                     self._log("lr", self.optimizer.param_groups[0]["lr"])
                 if save:
                     self.save()
-                if validate:
-                    self.metrics = self.validate() or self.metrics
-                    if self.metrics:
-                        keys = ("VIF", "Qabf", "SCD", "AG")
-                        shown = " ".join(f"{k} {self.metrics[k]:.3f}" for k in keys)
-                        bar.write(f"step {self.step}: {shown}")
+                if validate and not last:
+                    self._validate_now()
         bar.close()
-        if fabric.is_global_zero:
-            self._write_run(losses)
-            self.writer.close()
-        return self.metrics
+
+    def _validate_now(self) -> None:
+        metrics = self.validate()
+        if not metrics:
+            return
+        self.metrics = metrics
+        self.validations.append((self.step, {k: round(v, 5) for k, v in metrics.items()}))
+        shown = " ".join(f"{key} {metrics[key]:.3f}" for key in ("VIF", "Qabf", "SCD", "AG"))
+        tqdm.write(f"step {self.step}: validation {shown}")
 
     def _check_finite(self, losses: list[float], terms: dict[str, torch.Tensor]) -> None:
         if all(map(math.isfinite, losses)):
@@ -366,11 +437,11 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # A short warm-up keeps the random initial weights out of the average.
+        # The short warm-up keeps the random initial weights out of the average.
         decay = min(self.config.average, (1 + self.step) / (10 + self.step))
         state = self.raw_model.state_dict()
         moving = [key for key, value in state.items() if value.is_floating_point()]
-        # One launch for all tensors: on a GPU one each costs as much as the network.
+        # One launch for all tensors: on a GPU one launch each costs as much as the network.
         torch._foreach_lerp_(
             [self.average[key] for key in moving], [state[key] for key in moving], 1.0 - decay
         )
@@ -378,7 +449,7 @@ class Trainer:
             self.average[key].copy_(state[key])
 
     def validate(self) -> dict[str, float]:
-        """Mean metrics of the averaged weights over the validation pairs, and a picture strip."""
+        """Measure the averaged weights on the validation pairs: the mean of each metric."""
         if self.validation is None or not self.fabric.is_global_zero:
             return {}
         model = create_model(self.config.method, **self.config.model).to(self.fabric.device).eval()
@@ -396,26 +467,28 @@ class Trainer:
         cv2.imwrite(str(self.output / "validation.png"), strip)
         return metrics
 
-    def _write_run(self, losses: list[float]) -> None:
-        window = max(1, min(FIRST, len(losses) // 4))
+    def _write_run(self) -> None:
+        window = max(1, min(FIRST, self.step // 4))
         run = {
             "config": asdict(self.config),
             "data": {str(f.root): len(f) for f in self.sampler.folders},
             "steps": self.step,
             "hours": round(self.seconds / 3600, 4),
             "device": self._device_name(),
+            "precision": self.precision,
             "torch": torch.__version__,
             "commit": source_commit(),
             "loss_first": float(np.mean(self.first_losses[:window])),
-            "loss_last": float(np.mean(losses[-window:])),
+            "loss_last": float(np.mean(self.last_losses[-window:])),
             "curve": self.curve,
             "validation": self.metrics,
+            "validations": self.validations,
             "previous": self._previous_run(),
         }
-        (self.output / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+        write_text(self.output / "run.json", json.dumps(run, indent=2) + "\n")
 
     def _previous_run(self) -> dict | None:
-        """Record of the run whose parameters this one started from, if it lies beside them."""
+        """Record of the run that this one started from, if it lies beside its parameters."""
         if not self.config.init:
             return None
         shipped = self.config.init == "shipped"

@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fusion_models.data import LoadedPairs
+from fusion_models.pairs import PairSet, list_pairs
 from fusion_models.trainer import TrainConfig
 
 
@@ -22,9 +24,14 @@ def write_pairs(root: Path, count=3, size=(48, 64)) -> Path:
     return root
 
 
+def load(root, limit=0, **settings) -> LoadedPairs:
+    pairs = PairSet(root.name, root, tuple(list_pairs(root)))
+    return LoadedPairs(pairs.limited(limit), **settings)
+
+
 def tiny(pairs, tmp_path, **settings):
     return TrainConfig(**{
         "data": str(pairs), "validation": "", "output": str(tmp_path / "run"), "crop": 32,
         "batch_size": 2, "warmup": 2, "max_steps": 4, "threads": 1, "accelerator": "cpu",
-        "save_every": 2, **settings,
+        "save_every": 2, "precision": "32-true", **settings,
     })  # fmt: skip

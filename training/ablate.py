@@ -23,16 +23,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from analyse_interventions import treatment_effects
-from evaluate import Network, find_data
+from evaluate import Network
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
 from fusion_models import create_model
 from fusion_models.cfi.interventions import KINDS
-from fusion_models.data import PairFolder
+from fusion_models.data import LoadedPairs
 from fusion_models.deploy.export import ExportInfo, export_onnx
-from fusion_models.evaluation.evaluate import PairSet, evaluate_set, find_sets, write_json
+from fusion_models.evaluation.evaluate import evaluate_set, write_json
+from fusion_models.pairs import PairSet, find_sets
 from fusion_models.settings import ConfigError, merge_settings, parse_arguments
 from fusion_models.trainer import Trainer, load_config, source_commit
 from fusion_ros.frame.fuser import Fuser
@@ -95,7 +96,7 @@ def effects_of(model: nn.Module, sets: list[PairSet]) -> dict:
     """Average treatment effects of cfi's interventions on the first pairs of each set."""
     effects = {}
     for pair_set in sets:
-        pairs = PairFolder(pair_set.files[0][0].parent.parent, min(6, len(pair_set.files)))
+        pairs = LoadedPairs(pair_set.limited(6))
         effects[pair_set.name] = treatment_effects(model, pairs)
     return effects
 
@@ -148,15 +149,14 @@ def main(arguments: list[str]) -> int:
         passed = [a for a in arguments if not a.startswith(own)]
         parse_arguments(passed)
         rows = rows_of(config.method, config.rows)
-        data = find_data(config.data)
         names = [name for name in config.sets.split(",") if name]
-        sets = find_sets(data, names, config.limit)
+        sets = find_sets(config.data, names, limit=config.limit)
         output = Path(config.output)
         records, networks, effects = {}, {}, {}
         for name, settings in rows.items():
             folder = output / config.method / name.replace(" ", "_").replace("/", "_")
             print(f"== {config.method}: {name} ({' '.join(settings) or 'defaults'})", flush=True)
-            record = train(config.method, [f"data={data}", *passed, *settings], folder)
+            record = train(config.method, [f"data={config.data}", *passed, *settings], folder)
             model, networks[name] = load_row(config.method, record, folder)
             records[name] = record
             effects[name] = effects_of(model, sets) if config.method == "cfi" else {}

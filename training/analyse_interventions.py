@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 
 from fusion_models import create_model
 from fusion_models.cfi.interventions import KINDS, intervene
-from fusion_models.data import PairFolder, find_roots
+from fusion_models.data import LoadedPairs
 from fusion_models.evaluation.metrics import correlation, psnr
+from fusion_models.pairs import find_sets
 from fusion_models.settings import merge_settings
 
 DEFAULTS = {"data": "auto", "run": "", "limit": 0, "seed": 0, "output": "runs/effects"}
@@ -30,7 +31,7 @@ QUALITIES = {"PSNR": psnr, "CC": correlation}
 
 
 @torch.inference_mode()
-def treatment_effects(model: torch.nn.Module, pairs: PairFolder, seed: int = 0):
+def treatment_effects(model: torch.nn.Module, pairs: LoadedPairs, seed: int = 0):
     """ATE of each intervention for each quality: `{kind: {"PSNR": dB, "CC": -}}`."""
     effects = {kind: {name: [] for name in QUALITIES} for kind in KINDS}
     generator = torch.Generator().manual_seed(seed)
@@ -81,7 +82,7 @@ def draw_chart(effects: dict[str, dict[str, float]], path: Path) -> None:
 def main(arguments: list[str]) -> int:
     try:
         config = merge_settings(DEFAULTS, arguments)
-        pairs = PairFolder(find_roots(config.data)[0], config.limit)
+        pairs = LoadedPairs(find_sets(config.data, limit=config.limit)[0])
     except ValueError as error:
         print(f"analyse_interventions.py: {error}", file=sys.stderr)
         return 2

@@ -22,10 +22,9 @@ from pathlib import Path
 import numpy as np
 from build_dictionary import DEFAULTS as DICTIONARY
 from build_dictionary import load_backbone, scene_features
-from evaluate import find_data
 
 from fusion_models.baffm.dictionary import SHIPPED, SceneDictionary
-from fusion_models.evaluation.evaluate import find_sets
+from fusion_models.pairs import find_sets
 from fusion_models.settings import ConfigError, merge_settings
 
 DEFAULTS = {
@@ -92,7 +91,7 @@ def main(arguments: list[str]) -> int:
         if absent := [name for name in names if name not in measured]:
             raise ConfigError(f"{file} has no {', '.join(absent)}; it has {', '.join(measured)}")
         visible, images = [], []
-        for pair_set in find_sets(find_data(config.data), names):
+        for pair_set in find_sets(config.data, names):
             rows = measured[pair_set.name]["rows"]
             stems = next(iter(rows.values()))["images"]
             kept = [vi for _, vi in pair_set.files if vi.stem in stems]

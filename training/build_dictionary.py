@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fusion_models.baffm.dictionary import SHIPPED, SceneDictionary, cluster_scenes
-from fusion_models.data import find_roots, list_pairs, read_luminance
+from fusion_models.pairs import find_sets, read_luminance
 from fusion_models.settings import merge_settings
 
 DEFAULTS = {
@@ -107,7 +107,7 @@ def cluster_picture(paths: list[Path], labels: np.ndarray, examples: int = 6) ->
 def main(arguments: list[str]) -> int:
     try:
         config = merge_settings(DEFAULTS, arguments)
-        pairs = [pair for root in find_roots(config.data) for pair in list_pairs(root)]
+        pairs = [pair for s in find_sets(config.data, split="train") for pair in s.files]
     except ValueError as error:
         print(f"build_dictionary.py: {error}", file=sys.stderr)
         return 2

@@ -44,7 +44,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fusion_models.data import EXTENSIONS, DataError
+from fusion_models.pairs import EXTENSIONS, DataError
 from fusion_models.settings import ConfigError, merge_settings
 
 DEFAULTS = {

@@ -13,6 +13,9 @@ padded by reflection, its output clipped and rounded to 8 bit, never stretched.
 Settings as `key=value`:
     methods   shipped methods or ONNX files, each also as NAME:FILE, comma separated; '' is none
     sets      comma separated, such as tno/test,roadscene/test; default all below data but `train`
+              and `validation`
+    split     all sets of one split in place of sets: test, train or validation, which is every
+              eighth pair of `train`. Choose settings by validation, report test.
     data      folder of sets; 'auto' tries $FUSION_DATA, data, ../shared/data, the current folder
     peer      NAME:DIR of fused images as one more row, DIR/<stem>.png or DIR/<set>/<stem>.png;
               several comma separated; in sets whose stems it lacks it is left out
@@ -46,22 +49,17 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from fusion_models.data import DataError
 from fusion_models.evaluation.evaluate import (
     METRICS,
     RULES,
     Fuse,
     FusedFolder,
-    Pair,
-    PairSet,
     SetResult,
     evaluate_set,
-    find_sets,
-    set_folders,
-    spaced,
     write_json,
 )  # fmt: skip
 from fusion_models.evaluation.report import Plate, write_report
+from fusion_models.pairs import ImagePair, PairSet, find_sets, spaced
 from fusion_models.settings import ConfigError, merge_settings
 from fusion_models.trainer import source_commit
 from fusion_ros.commands.benchmark.machine import cpu_name
@@ -72,8 +70,9 @@ from fusion_ros.inference.engine import fp16_sibling
 from fusion_ros.inference.models import list_methods, model_path
 
 DEFAULTS = {
-    "methods": "shipped", "sets": "", "data": "auto", "peer": "", "limit": 0, "pictures": 6,
-    "backend": "onnxruntime", "precision": "fp32", "threads": 0, "processing_size": "0",
+    "methods": "shipped", "sets": "", "split": "", "data": "auto", "peer": "", "limit": 0,
+    "pictures": 6, "backend": "onnxruntime", "precision": "fp32", "threads": 0,
+    "processing_size": "0",
     "workers": 2, "cards": False, "output": "evaluation",
 }  # fmt: skip
 
@@ -85,7 +84,7 @@ class Network:
     onnx: Path
     fuser: Fuser
 
-    def __call__(self, pair: Pair) -> np.ndarray:
+    def __call__(self, pair: ImagePair) -> np.ndarray:
         ir, vi = (image.astype(np.float32) / 255 for image in (pair.ir, pair.vi))
         return np.rint(self.fuser.fuse_luminance(ir, vi).clip(0, 1) * 255).astype(np.uint8)
 
@@ -144,16 +143,6 @@ def peers_of(pair_set: PairSet, peers: dict[str, Path]) -> dict[str, Fuse]:
     return fitting
 
 
-def find_data(data: str) -> Path:
-    if data != "auto":
-        return Path(data)
-    tried = [p for p in (os.environ.get("FUSION_DATA"), "data", "../shared/data", ".") if p]
-    for place in map(Path, tried):
-        if set_folders(place):
-            return place
-    raise DataError(f"no data in {', '.join(tried)}; give data=<folder of sets>")
-
-
 def host() -> dict:
     """What the figures were computed on; no names of persons or machines."""
     cores = len(os.sched_getaffinity(0))
@@ -203,7 +192,7 @@ def evaluate_with_pictures(
     plates = []
     with tqdm(total=len(stems), desc=pair_set.name, leave=False, disable=None) as bar:
 
-        def each(pair: Pair, fused: dict[str, np.ndarray]) -> None:
+        def each(pair: ImagePair, fused: dict[str, np.ndarray]) -> None:
             bar.update()
             if pair.stem in shown:
                 plates.append(Plate.of(pair_set.name, pair, fused))
@@ -218,7 +207,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = merge_settings(DEFAULTS, arguments)
         sets = find_sets(
-            find_data(config.data), [s for s in config.sets.split(",") if s], config.limit
+            config.data, [s for s in config.sets.split(",") if s], config.split, config.limit
         )
         networks = load_networks(
             config.methods, config.backend, config.precision, config.threads,

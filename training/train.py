@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fusion_models.data import DataError
+from fusion_models.pairs import DataError
 from fusion_models.trainer import ConfigError, Trainer, load_config
 
 CONFIG = Path(__file__).resolve().parent.parent / "config" / "training"

@@ -15,19 +15,15 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 import fusion_models
+from fusion_models.contract import FP16_LIMIT, MULTIPLE, reference_pair
 from fusion_models.deploy.half import to_half
 from fusion_models.registry import deploy_form
 
 OPSET = 18
-MULTIPLE = 8
-"""Height and width of the exported network's inputs are multiples of this, at least 32."""
-
-FP16_LIMIT = 2 / 255
-"""Mean absolute difference to float32 up to which a float16 network is shipped."""
 
 
 class ExportError(RuntimeError):
-    """The exported network is not the trained one; the message says by how much and where."""
+    """The exported network differs from the trained one; the message says by how much."""
 
 
 @dataclass
@@ -46,7 +42,7 @@ class ExportInfo:
     licence: str = "AGPL-3.0-only"
 
     def as_metadata(self) -> dict[str, str]:
-        """Flat string properties, as ONNX wants them."""
+        """Properties as the flat strings that ONNX stores."""
         return {
             "method": self.method,
             "version": fusion_models.__version__,
@@ -59,7 +55,7 @@ class ExportInfo:
 
 
 class _Clamped(nn.Module):
-    """Names and range of the contract around any network of the registry."""
+    """A network with the input names and the output range of the contract."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -72,8 +68,8 @@ class _Clamped(nn.Module):
 def export_onnx(model: nn.Module, path: Path, info: ExportInfo) -> Path:
     """Writes a network as one ONNX file with inputs `ir`, `vi` and output `fused`.
 
-    All three are `[1, 1, H, W]` float32 in [0, 1]; H and W are free multiples of 8. What is constant
-    at inference is folded (``deploy()`` of the network, then constant folding).
+    All three are `[1, 1, H, W]` float32 in [0, 1]; H and W are free multiples of 8. What is
+    constant at inference is folded (``deploy()`` of the network, then constant folding).
 
     Raises:
         ExportError: onnxruntime's output differs from torch's by more than 1e-4.
@@ -141,7 +137,7 @@ def export_fp16(path: Path) -> Path:
     half = path.with_suffix(".fp16.onnx")
     # onnxruntime's CPU kernels leave out the rounding between operators, ONNX's reference
     # implementation rounds every result: more than any GPU does, and slow, hence a small pair.
-    pair = reference_pair((64, 96))
+    pair = reference_pair(64, 96)
     with np.errstate(all="ignore"):
         got = ReferenceEvaluator(proto).run(None, {"ir": pair[0], "vi": pair[1]})[0]
     difference = float(np.abs(got - _run(path, pair)).mean())
@@ -154,15 +150,6 @@ def export_fp16(path: Path) -> Path:
     return half
 
 
-def reference_pair(size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """Two smooth random pictures with some noise, `[2, 1, 1, H, W]` float32 in [0, 1]."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.random((2, 1, 12, 16), np.float32))
-    pair = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
-    noise = torch.from_numpy(rng.standard_normal(pair.shape).astype(np.float32))
-    return (pair + 0.05 * noise).clamp(0, 1)[:, None].numpy()
-
-
 def _run(path: Path, pair: np.ndarray) -> np.ndarray:
     import onnxruntime
 
@@ -172,11 +159,11 @@ def _run(path: Path, pair: np.ndarray) -> np.ndarray:
 
 @torch.inference_mode()
 def difference_to_onnx(model: nn.Module, path: Path, size: tuple[int, int], seed: int = 0) -> float:
-    """Mean absolute difference between a network and its ONNX on smooth random pictures.
+    """Mean absolute difference between a network and its ONNX file on reference images.
 
     Args:
         size: (H, W), multiples of 8.
     """
-    pair = reference_pair(size, seed)
+    pair = reference_pair(*size, seed)
     wanted = model.eval()(*torch.from_numpy(pair)).clamp(0, 1).numpy()
     return float(np.abs(_run(path, pair) - wanted).mean())

@@ -92,7 +92,7 @@ def interleaved(
 
 
 def torch_forms(model: nn.Module, pair: np.ndarray) -> dict[str, Callable[[], object]]:
-    """`torch` (deploy form) and `eager` (:mod:`fusion_models.deploy.eager`) of a network on the CPU.
+    """Two forms of a network on the CPU: `torch` (deploy form) and `eager` (plain, see `eager.py`).
 
     Args:
         pair: `ir` and `vi`, `[2, 1, 1, H, W]` float32.

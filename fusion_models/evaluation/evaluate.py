@@ -4,20 +4,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import starmap
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from fusion_models.data import DataError, list_pairs, read_luminance
 from fusion_models.evaluation.metrics import NAMES, Metrics, distance, evaluate, over_exposure
+from fusion_models.pairs import DataError, ImagePair, PairSet, image_files, read_luminance
 
-ORDER = ("msrs", "tno", "roadscene", "harvard", "llvip")
-"""Data sets that come first, in this order; others follow by name."""
 METRICS = tuple(NAMES.values())
 """Names of the metrics in the order of tables; for each of them more is better."""
 MORE = {
@@ -27,67 +24,16 @@ MORE = {
 """Columns of tables after the metrics: what of a `Score` they show, and how."""
 
 
-@dataclass(frozen=True)
-class Pair:
-    """One pair of a set: `ir`, `vi` luminance `(H, W)` uint8, and the file of the visible image."""
-
-    stem: str
-    ir: np.ndarray
-    vi: np.ndarray
-    visible_file: Path
-
-    def colour(self, luminance: np.ndarray) -> np.ndarray:
-        """`(H, W, 3)` uint8 BGR: a luminance with CbCr of the visible image (BT.601), as the
-        runtime does it.
-        """
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        ycrcb = cv2.cvtColor(cv2.imread(str(self.visible_file), flags), cv2.COLOR_BGR2YCrCb)
-        ycrcb[..., 0] = luminance
-        return cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2BGR)
-
-
-@dataclass(frozen=True)
-class PairSet:
-    """A folder with `ir/` and `vi/`; `name` is its path below the data folder.
-
-    Attributes:
-        files: `(ir, vi)` of each pair, in order of their stems.
-    """
-
-    name: str
-    files: tuple[tuple[Path, Path], ...]
-
-    @classmethod
-    def at(cls, name: str, folder: Path, limit: int = 0) -> PairSet:
-        """The set in a folder, or `limit` of its pairs, evenly spaced; DataError as in data.py."""
-        files = list_pairs(folder)
-        return cls(name, tuple(files[i] for i in spaced(len(files), limit)))
-
-    @property
-    def stems(self) -> list[str]:
-        return [ir.stem for ir, _ in self.files]
-
-    def __iter__(self) -> Iterator[Pair]:
-        for ir_file, vi_file in self.files:
-            ir, vi = read_luminance(ir_file, thermal=True), read_luminance(vi_file)
-            if ir.shape != vi.shape:
-                raise DataError(
-                    f"{self.name}/{ir_file.stem}: ir is {ir.shape}, vi {vi.shape} (height, width); "
-                    "a pair must be registered, of one size"
-                )
-            yield Pair(ir_file.stem, ir, vi, vi_file)
-
-
-Fuse = Callable[[Pair], np.ndarray]
+Fuse = Callable[[ImagePair], np.ndarray]
 """A method under evaluation: a pair to its fused luminance `(H, W)` uint8."""
 
 
-def average(pair: Pair) -> np.ndarray:
+def average(pair: ImagePair) -> np.ndarray:
     """Pixel-wise average, halves to the even grey level: the least a method must beat."""
     return np.rint((pair.ir.astype(np.float32) + pair.vi) / 2).astype(np.uint8)
 
 
-def maximum(pair: Pair) -> np.ndarray:
+def maximum(pair: ImagePair) -> np.ndarray:
     """Pixel-wise maximum: wins VIF, Qabf and MI, and washes out what is bright anyway."""
     return np.maximum(pair.ir, pair.vi)
 
@@ -106,10 +52,10 @@ class FusedFolder:
 
     def __init__(self, folder: Path, pair_set: PairSet):
         inside = folder / pair_set.name
-        self._files = {p.stem: p for p in (inside if inside.is_dir() else folder).glob("*.*")}
+        self._files = image_files(inside if inside.is_dir() else folder)
         self.missing = [stem for stem in pair_set.stems if stem not in self._files]
 
-    def __call__(self, pair: Pair) -> np.ndarray:
+    def __call__(self, pair: ImagePair) -> np.ndarray:
         return read_luminance(self._files[pair.stem])
 
 
@@ -130,7 +76,7 @@ class Score:
     distance_vi: float
 
     @classmethod
-    def of(cls, fused: np.ndarray, pair: Pair) -> Score:
+    def of(cls, fused: np.ndarray, pair: ImagePair) -> Score:
         exposed = over_exposure(fused)
         sources = (over_exposure(pair.ir) + over_exposure(pair.vi)) / 2
         return cls(
@@ -183,9 +129,7 @@ class SetResult:
         return {row.method: float(rank) for row, rank in zip(self.rows, ranks.mean(1))}
 
     def as_markdown(self) -> str:
-        """The means as an aligned table; `over` is over-exposure, `excess` what it has
-        more than the sources, `to ir` and `to vi` the distances, `rank` the mean rank.
-        """
+        """The means as an aligned table; `MORE` explains the columns after the metrics."""
         ranks = self.ranks()
         lines = [["", *METRICS, *MORE, "rank"]]
         for row in self.rows:
@@ -221,7 +165,7 @@ class SetResult:
 def evaluate_set(
     pair_set: PairSet,
     methods: Mapping[str, Fuse],
-    each: Callable[[Pair, dict[str, np.ndarray]], None] = lambda pair, fused: None,
+    each: Callable[[ImagePair, dict[str, np.ndarray]], None] = lambda pair, fused: None,
     measure_all: Callable[..., Iterable[Score]] = starmap,
 ) -> SetResult:
     """Fuses and measures every pair of a set with every method.
@@ -253,47 +197,6 @@ def evaluate_set(
         each(pair, fused)
     rows = tuple(Row(name, by_stem) for name, by_stem in scores.items())
     return SetResult(pair_set.name, rows)
-
-
-def set_folders(data: Path) -> dict[str, Path]:
-    """Folders of sets by name, those of `ORDER` first.
-
-    A set is a folder with `ir/` and `vi/`: the folder itself, or one up to two levels below it. Its
-    name is its path from `data`, such as `tno/test`.
-    """
-    folders = [data, *sorted(data.glob("*")), *sorted(data.glob("*/*"))]
-    found = {
-        data.resolve().name if folder == data else folder.relative_to(data).as_posix(): folder
-        for folder in folders if (folder / "ir").is_dir() and (folder / "vi").is_dir()
-    }  # fmt: skip
-
-    def place(name: str) -> int:
-        first = name.partition("/")[0]
-        return ORDER.index(first) if first in ORDER else len(ORDER)
-
-    return {name: found[name] for name in sorted(found, key=place)}
-
-
-def find_sets(data: Path, names: Iterable[str] = (), limit: int = 0) -> list[PairSet]:
-    """Sets below a folder: those named, or all that are not for training.
-
-    Raises:
-        DataError: no set there, or none of a given name; the message lists what there is.
-    """
-    found = set_folders(data)
-    if not found:
-        raise DataError(f"{data}: no sets; expected {data}/<set>/<split>/ir and .../vi")
-    names = list(names) or [name for name in found if not name.endswith("/train")] or list(found)
-    if unknown := [name for name in names if name not in found]:
-        raise DataError(f"no set {', '.join(unknown)} in {data}; there are {', '.join(found)}")
-    return [PairSet.at(name, found[name], limit) for name in names]
-
-
-def spaced(count: int, limit: int) -> list[int]:
-    """At most `limit` (0: all) evenly spaced numbers below `count`, first and last included."""
-    if not limit or limit >= count:
-        return list(range(count))
-    return np.linspace(0, count - 1, limit).astype(int).tolist()
 
 
 def write_json(path: Path, head: Mapping, results: Iterable[SetResult]) -> None:

@@ -13,7 +13,8 @@ from string import Template
 import cv2
 import numpy as np
 
-from fusion_models.evaluation.evaluate import METRICS, MORE, RULES, Pair, Row, SetResult
+from fusion_models.evaluation.evaluate import METRICS, MORE, RULES, Row, SetResult
+from fusion_models.pairs import ImagePair
 
 ZOOM = 4
 """The zoom shows this part of a picture's width, twice as wide as high."""
@@ -58,7 +59,7 @@ class Plate:
     zoom: tuple[int, int]
 
     @classmethod
-    def of(cls, set_name: str, pair: Pair, fused: Mapping[str, np.ndarray]) -> Plate:
+    def of(cls, set_name: str, pair: ImagePair, fused: Mapping[str, np.ndarray]) -> Plate:
         """Pictures of a pair and its fused luminances, in the colours of the visible image."""
         images = {"thermal": pair.ir, "visible": pair.colour(pair.vi)}
         images |= {name: pair.colour(image) for name, image in fused.items()}

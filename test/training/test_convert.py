@@ -13,8 +13,9 @@ for module in ("torch", "omegaconf", "tqdm"):
     pytest.importorskip(module, reason=f"training needs {module}: pip install .[train]")
 
 from PIL import Image  # noqa: E402
+from support_training import load  # noqa: E402
 
-from fusion_models.data import PairFolder, read_luminance  # noqa: E402
+from fusion_models.pairs import read_luminance  # noqa: E402
 from training.convert import main  # noqa: E402
 
 SIZE = (36, 48)
@@ -122,7 +123,7 @@ def test_every_published_form_becomes_folders_that_training_reads(convert, make,
     output = convert(make)
     assert {p.name for p in output.iterdir() if p.is_dir()} == set(splits)
     for split, count in splits.items():
-        pairs = PairFolder(output / split)
+        pairs = load(output / split)
         assert len(pairs) == count
         for ir, vi, mask in pairs.images:
             assert ir.shape == vi.shape == SIZE
@@ -176,7 +177,7 @@ def test_links_save_the_copies_and_lead_to_the_source_from_anywhere(convert, tmp
     link = output / "train/vi/FLIR_00006.jpg"
     assert link.is_symlink()
     assert link.resolve() == (tmp_path / "published/crop_LR_visible/FLIR_00006.jpg").resolve()
-    assert len(PairFolder(output / "train")) == 3
+    assert len(load(output / "train")) == 3
 
 
 def test_images_that_change_are_written_and_not_linked(convert, tmp_path):

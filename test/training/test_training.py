@@ -17,10 +17,11 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install .
 for module in ("kornia", "lightning_fabric", "omegaconf", "safetensors"):
     pytest.importorskip(module, reason=f"training needs {module}: pip install .[train]")
 
-from support_training import tiny, write_pairs  # noqa: E402
+from support_training import load, tiny, write_pairs  # noqa: E402
 
 from fusion_models import create_objective, list_models  # noqa: E402
-from fusion_models.data import CropSampler, DataError, PairFolder, find_roots  # noqa: E402
+from fusion_models.data import CropSampler  # noqa: E402
+from fusion_models.pairs import DataError  # noqa: E402
 from fusion_models.trainer import (  # noqa: E402
     ConfigError,
     TrainConfig,
@@ -41,14 +42,14 @@ def pairs(tmp_path):
 def test_a_stem_without_partner_is_named(pairs):
     (pairs / "vi" / "01.png").unlink()
     with pytest.raises(DataError, match="without a partner.*01"):
-        PairFolder(pairs)
+        load(pairs)
 
 
 def test_unequal_sizes_and_unreadable_files_are_all_named(pairs):
     cv2.imwrite(str(pairs / "ir" / "00.png"), np.zeros((20, 20), np.uint8))
     (pairs / "vi" / "02.png").write_bytes(b"not a picture")
     with pytest.raises(DataError) as error:
-        PairFolder(pairs)
+        load(pairs)
     assert "00: sizes differ" in str(error.value) and "02.png: cannot be read" in str(error.value)
 
 
@@ -56,25 +57,25 @@ def test_an_empty_folder_says_what_was_expected(tmp_path):
     (tmp_path / "ir").mkdir()
     (tmp_path / "vi").mkdir()
     with pytest.raises(DataError, match="no images; expected .*ir and .*vi with equal stems"):
-        PairFolder(tmp_path)
+        load(tmp_path)
 
 
 def test_a_colour_image_with_alpha_is_fine_but_pixels_of_another_type_are_named(pairs):
     cv2.imwrite(str(pairs / "ir" / "00.png"), np.zeros((48, 64, 4), np.uint8))
-    assert len(PairFolder(pairs)) == 3
+    assert len(load(pairs)) == 3
     cv2.imwrite(str(pairs / "ir" / "02.tif"), np.zeros((48, 64), np.float32))
     (pairs / "ir" / "02.png").unlink()
     with pytest.raises(DataError, match="02.tif: pixels are float32; expected 8 or 16 bit"):
-        PairFolder(pairs)
+        load(pairs)
 
 
 def test_sixteen_bit_thermal_images_use_the_range_that_the_sensor_fills(pairs):
     ramp = np.linspace(7000, 9000, 48 * 64).reshape(48, 64).astype(np.uint16)
     cv2.imwrite(str(pairs / "ir" / "00.png"), ramp)
-    ir, _vi, _ = PairFolder(pairs).images[0]
+    ir, _vi, _ = load(pairs).images[0]
     assert ir.min() == 0 and ir.max() == 255 and 120 < ir.mean() < 135
     cv2.imwrite(str(pairs / "vi" / "00.png"), ramp)
-    assert PairFolder(pairs).images[0][1].max() == 9000 >> 8
+    assert load(pairs).images[0][1].max() == 9000 >> 8
 
 
 def test_labels_become_masks_of_the_salient_classes(pairs):
@@ -82,10 +83,10 @@ def test_labels_become_masks_of_the_salient_classes(pairs):
     labels[:, :20], labels[:, 20:30] = 2, 7
     (pairs / "labels").mkdir()
     cv2.imwrite(str(pairs / "labels" / "01.png"), labels)
-    masks = [mask for _, _, mask in PairFolder(pairs).images]
+    masks = [mask for _, _, mask in load(pairs).images]
     assert masks[0] is None and masks[2] is None
     np.testing.assert_array_equal(masks[1], labels == 2)
-    np.testing.assert_array_equal(PairFolder(pairs, salient=(7,)).images[1][2], labels == 7)
+    np.testing.assert_array_equal(load(pairs, salient=(7,)).images[1][2], labels == 7)
 
 
 def test_masks_decide_where_refinefuse_follows_thermal(pairs, tmp_path):
@@ -94,7 +95,7 @@ def test_masks_decide_where_refinefuse_follows_thermal(pairs, tmp_path):
         cv2.imwrite(str(pairs / "vi" / path.name), np.full((48, 64), 200, np.uint8))
     (pairs / "labels").mkdir()
     cv2.imwrite(str(pairs / "labels" / "00.png"), np.full((48, 64), 1, np.uint8))
-    labelled = PairFolder(pairs, limit=1)
+    labelled = load(pairs, limit=1)
     objective = create_objective("refinefuse", target=0, texture=0, scd=0, information=0)
     batch = CropSampler([labelled], 32, 1, augment=False).batch(0)
     assert batch.mask.min() == 1
@@ -105,15 +106,8 @@ def test_masks_decide_where_refinefuse_follows_thermal(pairs, tmp_path):
     assert loss(batch.ir) < 1e-6 < loss(batch.vi)
 
 
-def test_roots_are_found_below_a_folder_of_sets(pairs, tmp_path):
-    assert find_roots(str(tmp_path)) == [pairs]
-    assert find_roots(str(pairs)) == [pairs]
-    with pytest.raises(DataError, match="neither .*ir"):
-        find_roots(str(tmp_path / "nowhere"))
-
-
 def test_batches_are_a_function_of_seed_and_step(pairs):
-    folder = PairFolder(pairs)
+    folder = load(pairs)
     first, second = CropSampler([folder], 32, 2, seed=1), CropSampler([folder], 32, 2, seed=1)
     assert torch.equal(first.batch(5).ir, second.batch(5).ir)
     assert not torch.equal(first.batch(5).ir, first.batch(6).ir)
@@ -124,7 +118,7 @@ def test_both_modalities_are_cropped_alike(pairs):
     for path in (pairs / "ir").iterdir():
         image = cv2.imread(str(path), 0)
         cv2.imwrite(str(pairs / "vi" / path.name), image)
-    batch = CropSampler([PairFolder(pairs)], 32, 8, seed=0).batch(0)
+    batch = CropSampler([load(pairs)], 32, 8, seed=0).batch(0)
     ir, vi = batch.ir - batch.ir.mean((2, 3), True), batch.vi - batch.vi.mean((2, 3), True)
     cosine = (ir * vi).sum((1, 2, 3)) / (
         ir.square().sum((1, 2, 3)) * vi.square().sum((1, 2, 3))
@@ -133,7 +127,7 @@ def test_both_modalities_are_cropped_alike(pairs):
 
 
 def test_small_pictures_are_enlarged_to_the_crop(tmp_path):
-    folder = PairFolder(write_pairs(tmp_path, size=(20, 30)))
+    folder = load(write_pairs(tmp_path, size=(20, 30)))
     assert CropSampler([folder], 32, 2).batch(0).ir.shape == (2, 1, 32, 32)
 
 
@@ -290,4 +284,4 @@ def test_the_command_line_refuses_bad_data_before_training(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 2
-    assert "neither" in result.stderr and "Traceback" not in result.stderr
+    assert "no pairs; expected" in result.stderr and "Traceback" not in result.stderr

@@ -13,13 +13,12 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from support import IR_VERSION, OPSET  # noqa: E402
 
 from fusion_models import WEIGHTS_DIR, list_models  # noqa: E402
+from fusion_models.contract import FP16_LIMIT, reference_pair  # noqa: E402
 from fusion_models.deploy.export import (  # noqa: E402
-    FP16_LIMIT,
     ExportError,
     ExportInfo,
     export_fp16,
     export_onnx,
-    reference_pair,
 )
 from fusion_models.deploy.half import to_half  # noqa: E402
 
@@ -70,10 +69,10 @@ def kernel(name, value):
 def test_float16_stays_within_the_limit_of_float32(files):
     full, half = files
     assert half == full.with_suffix(".fp16.onnx")
-    pair = reference_pair((96, 128), seed=1)
+    pair = reference_pair(96, 128, seed=1)
     assert np.abs(run(half, pair) - run(full, pair)).mean() < FP16_LIMIT
     # With every result rounded, as no GPU does worse, and another pair than the export's own.
-    pair = reference_pair((40, 48), seed=1)
+    pair = reference_pair(40, 48, seed=1)
     with np.errstate(over="ignore"):
         rounded = ReferenceEvaluator(str(half)).run(None, {"ir": pair[0], "vi": pair[1]})[0]
     assert np.abs(rounded - run(full, pair)).mean() < FP16_LIMIT

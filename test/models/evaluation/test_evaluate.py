@@ -17,20 +17,17 @@ for module in ("torch", "omegaconf", "onnx", "tqdm"):
 from support import write_fusion_onnx  # noqa: E402
 
 from fusion_models import WEIGHTS_DIR  # noqa: E402
-from fusion_models.data import DataError  # noqa: E402
 from fusion_models.evaluation.evaluate import (  # noqa: E402
     METRICS,
     MORE,
     FusedFolder,
-    PairSet,
     Score,
     average,
     evaluate_set,
-    find_sets,
     maximum,
-    set_folders,
 )  # fmt: skip
-from training.evaluate import find_data, load_networks, main  # noqa: E402
+from fusion_models.pairs import DataError, find_sets  # noqa: E402
+from training.evaluate import load_networks, main  # noqa: E402
 
 COMMITTED = Path(__file__).resolve().parents[3] / "docs" / "evaluation.json"
 
@@ -71,42 +68,9 @@ def test_average_and_maximum_have_the_published_figures_on_tno(shared_data):
             assert row.mean[name] == pytest.approx(value, abs=1e-3), f"{row.method} {name}"
 
 
-def test_all_sets_but_those_for_training_are_the_default(data):
-    assert [s.name for s in find_sets(data)] == ["city/test", "medical/ct"]
-    assert [s.name for s in find_sets(data, ["city/train"])] == ["city/train"]
-
-
-def test_a_folder_of_pairs_is_a_set_of_its_own_name(data):
-    (found,) = find_sets(data / "city" / "test")
-    assert found.name == "test" and found.stems == ["0", "1"]
-
-
-def test_the_best_known_sets_come_first(tmp_path):
-    for name in ("aaa/test", "harvard/ct", "tno/test", "msrs/test"):
-        for kind in ("ir", "vi"):
-            (tmp_path / name / kind).mkdir(parents=True)
-    assert list(set_folders(tmp_path)) == ["msrs/test", "tno/test", "harvard/ct", "aaa/test"]
-
-
-def test_data_are_found_where_training_finds_them(data, tmp_path, monkeypatch):
-    monkeypatch.delenv("FUSION_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert find_data("auto") == Path("data")
-    monkeypatch.chdir(data)
-    assert find_data("auto") == Path(".")
-    monkeypatch.chdir(data / "city" / "train" / "ir")
-    with pytest.raises(DataError, match="no data in data, ../shared/data, .; give data="):
-        find_data("auto")
-
-
 def test_a_pool_of_processes_finds_the_same_figures(data, tmp_path):
     alone = run(data, tmp_path, "methods=", "sets=city/test")
     assert run(data, tmp_path, "methods=", "sets=city/test", "workers=2")["sets"] == alone["sets"]
-
-
-def test_an_unknown_set_is_refused_with_those_there_are(data):
-    with pytest.raises(DataError, match="no set tno/test.*city/test, .*medical/ct"):
-        find_sets(data, ["tno/test"])
 
 
 def test_a_pair_of_two_sizes_is_named(data):
@@ -146,7 +110,7 @@ def test_the_json_says_what_was_measured_and_on_what(data, tmp_path):
 def test_fused_images_of_others_are_a_row_where_they_have_all_stems(data, tmp_path, capsys):
     peer = tmp_path / "peer" / "city" / "test"
     peer.mkdir(parents=True)
-    for pair in PairSet.at("city/test", data / "city" / "test"):
+    for pair in find_sets(data, ["city/test"])[0]:
         cv2.imwrite(str(peer / f"{pair.stem}.png"), maximum(pair))
     found = run(data, tmp_path, "methods=", f"peer=Theirs:{tmp_path / 'peer'}")
     rows = found["sets"]["city/test"]["rows"]

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Times the networks alone: ONNX, folded and plain eager PyTorch, in turn, in one run.
+"""Times the networks alone: as ONNX, as folded and as plain PyTorch.
 
-    python training/benchmark.py                              # all methods, 640x480, two threads
-    python training/benchmark.py methods=cfi,caf repeats=30 output=benchmark.json
-    python training/benchmark.py weights=/tmp/my_weights profile=true
+    python training/time_networks.py                          # all methods, 640x480, two threads
+    python training/time_networks.py methods=cfi,caf repeats=30 output=times.json
+    python training/time_networks.py weights=/tmp/my_weights profile=true
 
-Settings as `key=value`: methods (names with commas; all), width, height, threads, repeats, weights
-(folder of `<method>.onnx` and `<method>.safetensors`), profile (times by operator), output (JSON;
-'' for none). With a CUDA GPU also PyTorch as a CUDA graph in float16 and onnxruntime's CUDA
-provider, upload and download apart, and for each backend on the GPU a whole pair of images to the
-fused one, converted by the CPU and in the network's graph. Prints a table; medians of interleaved
-runs, of which the ratios hold on a busy machine too.
+(`fusion_ros benchmark` times the whole node instead.) Settings as `key=value`:
+    methods        names, comma separated; default all
+    width, height  of the images in pixels
+    threads        of onnxruntime and PyTorch
+    repeats        timed runs of each form
+    weights        folder of `<method>.onnx` and `<method>.safetensors`
+    profile        times by operator too
+    output         JSON file, '' for none
+
+Prints a table of medians. The forms run in turn, so their ratios hold on a busy machine too. With a
+CUDA GPU the table also has PyTorch as a CUDA graph in float16 and onnxruntime's CUDA provider, with
+upload and download apart, and the time of a whole image pair on each GPU backend, converted by the
+CPU and by the network's graph.
 """
 
 from __future__ import annotations
@@ -32,7 +39,7 @@ import torch
 from safetensors.torch import load_file
 
 from fusion_models import WEIGHTS_DIR, create_model, list_models
-from fusion_models.deploy.export import reference_pair
+from fusion_models.contract import MULTIPLE, SMALLEST, reference_pair
 from fusion_models.deploy.speed import (
     PAUSE,
     Stages,
@@ -71,7 +78,7 @@ def main(arguments: list[str]) -> int:
         methods = [m for m in config.methods.split(",") if m] or list_models()
         check(config, methods)
     except ConfigError as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
+        print(f"time_networks.py: {error}", file=sys.stderr)
         return 2
     torch.set_num_threads(config.threads)
     record = {
@@ -90,8 +97,9 @@ def main(arguments: list[str]) -> int:
 
 def check(config, methods: list[str]) -> None:
     """Raises ConfigError for sizes that the networks do not take and for files that are missing."""
-    if config.width % 8 or config.height % 8 or min(config.width, config.height) < 32:
-        raise ConfigError("width and height must be multiples of 8, at least 32")
+    sides = config.width, config.height
+    if any(side % MULTIPLE for side in sides) or min(sides) < SMALLEST:
+        raise ConfigError(f"width and height must be multiples of {MULTIPLE}, at least {SMALLEST}")
     if config.threads < 1 or config.repeats < 1:
         raise ConfigError("threads and repeats must be at least 1")
     for method in methods:
@@ -107,7 +115,7 @@ def measure(method: str, config) -> dict:
     """All figures of one method, ready for JSON."""
     path = Path(config.weights) / f"{method}.onnx"
     size = (config.height, config.width)
-    pair = reference_pair(size)
+    pair = reference_pair(*size)
     model = create_model(method)
     model.load_state_dict(load_file(path.with_suffix(".safetensors")))
     engine = load_engine(path, "onnxruntime_cpu", size, threads=config.threads)
@@ -139,7 +147,7 @@ def on_cuda(model: torch.nn.Module, path: Path, pair, config) -> dict[str, Stage
             try:
                 stages[f"onnxruntime_{name}"] = onnxruntime_cuda(file, pair, config.repeats)
             except Exception as error:  # onnxruntime's share no base class
-                print(f"benchmark.py: no onnxruntime with CUDA for {file.name}: {error}")
+                print(f"time_networks.py: no onnxruntime with CUDA for {file.name}: {error}")
     return stages
 
 
@@ -159,7 +167,7 @@ def on_images(path: Path, config) -> dict[str, Timing]:
                 fuser = Fuser(engine, convert_on_gpu=converter == "gpu")
                 fuser.warmup((config.width, config.height))
             except EngineError as error:
-                print(f"benchmark.py: no {backend} in {precision}: {error}")
+                print(f"time_networks.py: no {backend} in {precision}: {error}")
                 break
             if (fuser.running is not engine) == (converter == "gpu"):
                 name = f"{backend}_{fuser.running.precision}_converted_by_{converter}"

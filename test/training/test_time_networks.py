@@ -21,7 +21,7 @@ from fusion_models.deploy.speed import (  # noqa: E402
     interleaved,
     operator_shares,
 )
-from training import benchmark  # noqa: E402
+from training import time_networks  # noqa: E402
 
 
 def test_forms_run_in_turn_and_warm_up_does_not_count():
@@ -54,9 +54,9 @@ def test_operators_of_a_network_are_told_apart(tmp_path):
 
 
 def test_the_script_writes_what_it_measured(tmp_path, capsys):
-    output = tmp_path / "benchmark.json"
+    output = tmp_path / "time_networks.json"
     settings = ["methods=caf", "width=64", "height=64", "repeats=2", "threads=1", "profile=true"]
-    assert benchmark.main([*settings, f"output={output}"]) == 0
+    assert time_networks.main([*settings, f"output={output}"]) == 0
     record = json.loads(output.read_text())
     figures = record["methods"]["caf"]
     assert set(figures["cpu"]) == {"onnx", "torch", "eager"}
@@ -70,7 +70,7 @@ def test_whole_images_are_timed_on_a_gpu_by_who_converts_them(gpu, tmp_path, mon
     monkeypatch.setenv("HOME", str(tmp_path))
     path = write_fusion_onnx(tmp_path / "average.onnx")
     config = SimpleNamespace(width=64, height=48, repeats=2)
-    timings = benchmark.on_images(path, config)
+    timings = time_networks.on_images(path, config)
     forms = [f"tensorrt_fp32_converted_by_{converter}" for converter in ("gpu", "cpu")]
     assert list(timings) == forms and all(t.median_ms > 0 for t in timings.values())
     assert len(gpu.built) == 2, "one network of images and one of floats"
@@ -87,5 +87,5 @@ def test_whole_images_are_timed_on_a_gpu_by_who_converts_them(gpu, tmp_path, mon
     ],
 )
 def test_wrong_settings_are_told(setting, told, capsys):
-    assert benchmark.main([setting]) == 2
+    assert time_networks.main([setting]) == 2
     assert re.search(told, capsys.readouterr().err)
