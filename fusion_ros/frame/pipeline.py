@@ -195,23 +195,17 @@ class Pipeline:
             if setup.settings.dropout_policy == "pass":
                 if thermal is None:
                     return visible
+                if border is not None:
+                    border.blend(thermal, np.zeros_like(thermal))
                 return cv2.cvtColor(thermal, cv2.COLOR_GRAY2BGR, dst=fused)
             thermal = np.zeros(size.shape, np.uint8) if thermal is None else thermal
             visible = np.zeros((*size.shape, 3), np.uint8) if visible is None else visible
-        if border is not None:
-            with self.monitor.timed("border_in"):
-                # The network sees the visible luminance where there is no thermal image: its
-                # filters would answer to an edge against black far into the view.
-                luminance = self._buffer("luminance", size.shape)
-                cv2.cvtColor(visible, cv2.COLOR_BGR2GRAY, dst=luminance)
-                thermal = border.blend(thermal, luminance)
         setup.network.fuser.fuse(thermal, visible, fused)
         self._on_device = setup.network.fuser.on_device()
         for stage, ms in setup.network.fuser.last_ms.items():
             self.monitor.stage(stage, ms)
         if border is not None:
-            with self.monitor.timed("border_out"):
-                # Equal images need not come out unchanged.
+            with self.monitor.timed("border"):
                 border.blend(fused, visible)
             # What the GPU still holds lacks the border: the detector reads the finished image.
             self._on_device = None

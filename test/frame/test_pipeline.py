@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from support import pair, write_detector_onnx, write_fusion_onnx
@@ -168,8 +169,35 @@ def test_thermal_fades_in_from_the_edge_of_its_view_without_a_seam(average):
     assert row[0] == 100 and row[320] == 150
     assert (np.diff(row[:320]) >= 0).all()
     assert np.abs(np.diff(row)).max() <= 6
-    stages = pipeline.monitor.snapshot().stage_ms
-    assert {"border_in", "border_out"} <= set(stages)
+    assert "border" in pipeline.monitor.snapshot().stage_ms
+
+
+@pytest.mark.parametrize("method", ["baffm", "cfi", "caf", "refinefuse"])
+def test_the_network_does_not_answer_to_the_edge_of_the_thermal_view(method):
+    camera = CameraModel.from_fov(160, 120, 60.0)
+    visible = SimulatedRgb(camera, "dusk").render(3.0)
+    counts = SimulatedThermal(camera, "dusk").render(3.0)
+    thermal = cv2.normalize(counts, None, 0, 255, cv2.NORM_MINMAX, cv2.CV_8U)
+    settings = Settings(method=method, backend="onnxruntime_cpu")
+    complete = make(settings).fuse(thermal, visible).astype(float)
+    top, left, height, width = 28, 36, 64, 88
+    part = np.ascontiguousarray(thermal[top : top + height, left : left + width])
+    narrow = make(settings.replace(homography=(1.0, 0, left, 0, 1, top, 0, 0, 1)))
+    fused = narrow.fuse(part, visible).astype(float)
+    middle = (slice(top + 8, top + height - 8), slice(left + 8, left + width - 8))
+    # Fused images of a thermal camera that sees all and of one that sees the middle agree there.
+    assert np.abs(fused - complete)[middle].mean() < 2
+
+
+@pytest.mark.parametrize(("policy", "inside"), [("pass", 200), ("blank", 100)])
+def test_a_thermal_image_alone_is_black_outside_its_view(average, policy, inside):
+    settings = average.replace(homography=NARROW, dropout_policy=policy)
+    pipeline = make(settings)
+    thermal = np.full((24, 32), 200, np.uint8)
+    pipeline.fuse(thermal, GREY)
+    alone = pipeline.fuse(thermal, None)
+    assert not alone[:11].any() and not alone[:, 49:].any()
+    assert abs(int(alone[24, 32, 0]) - inside) <= 1
 
 
 def test_a_thermal_view_that_covers_all_is_not_blended(average):
