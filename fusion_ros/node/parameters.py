@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fusion_ros.frame.settings import ParameterError, Settings, Spec, parameter
@@ -17,6 +19,8 @@ __all__ = ["QOS", "Parameters", "markdown_table"]
 QOS = ("reliable", "best_effort")
 
 _USUAL_SIZE = Size(640, 480)
+_HEADER = "| parameter | default | values | meaning |"
+_NOTE = "\\* read when the node configures; the others change while it runs"
 
 
 @dataclass(frozen=True)
@@ -95,15 +99,14 @@ class Parameters(Settings):
 
 
 def markdown_table() -> str:
-    """All parameters as a Markdown table."""
-    rows = ["| parameter | default | values | meaning |", "|---|---|---|---|"]
+    """Return all parameters as a Markdown table, with the note that belongs to it."""
+    rows = [_HEADER, "|---|---|---|---|"]
     for field in dataclasses.fields(Parameters):
         spec: Spec = field.metadata["spec"]
         name = f"`{field.name}`" + ("" if spec.dynamic else " *")
         default = json.dumps(_as_ros(field.default))
         rows.append(f"| {name} | `{default}` | {_allowed(field.name, spec)} | {spec.description} |")
-    note = "\\* read when the node configures; the others change while it runs"
-    return "\n".join([*rows, "", note])
+    return "\n".join([*rows, "", _NOTE])
 
 
 def _allowed(name: str, spec: Spec) -> str:
@@ -115,5 +118,17 @@ def _as_ros(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def main(arguments: list[str]) -> None:
+    """Print the table; with a page's path, put it in the place of that page's table."""
+    if not arguments:
+        print(markdown_table())
+        return
+    page = Path(arguments[0])
+    text = page.read_text()
+    start = text.index(_HEADER)
+    end = text.index(_NOTE, start) + len(_NOTE)
+    page.write_text(text[:start] + markdown_table() + text[end:])
+
+
 if __name__ == "__main__":
-    print(markdown_table())
+    main(sys.argv[1:])

@@ -12,7 +12,7 @@ from support import write_fusion_onnx
 
 from fusion_ros.frame.settings import ParameterError
 from fusion_ros.inference.models import list_methods
-from fusion_ros.node.parameters import Parameters, markdown_table
+from fusion_ros.node.parameters import Parameters, main, markdown_table
 
 
 def test_defaults_are_allowed():
@@ -34,9 +34,9 @@ def test_defaults_are_allowed():
         ("processing_size", 20, "32 or more, or 0 for"),
         ("processing_size", 0.5, "a whole number"),
         ("processing_size", [320, 240], "a whole number"),
-        ("image_size", "large", "width and height in pixels, as in 640x480"),
-        ("image_size", "640x0", "width and height in pixels, as in 640x480"),
-        ("image_size", "640 x 480", "width and height in pixels, as in 640x480"),
+        ("image_size", "large", "width x height, as in 640x480"),
+        ("image_size", "640x0", "width x height, as in 640x480"),
+        ("image_size", "640 x 480", "width x height, as in 640x480"),
         ("image_size", 640, "text"),
         ("build_only", "yes", "true or false"),
         ("backend", "quantum", "onnxruntime_cpu"),
@@ -124,11 +124,17 @@ def test_rotation_turns_by_roll_then_pitch_then_yaw():
     assert Parameters().rotation is None
 
 
-def test_table_has_a_row_for_each_parameter_and_is_that_of_the_readme():
+def test_the_table_has_a_row_for_each_parameter_and_is_that_of_the_docs():
     table = markdown_table()
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    assert table in readme, (
-        "paste what `python -m fusion_ros.node.parameters` prints into README.md"
-    )
+    page = (Path(__file__).resolve().parents[2] / "docs" / "parameters.md").read_text()
+    assert table in page, "run `python -m fusion_ros.node.parameters docs/parameters.md`"
     assert all(f"| `{name}`" in table for name in Parameters.specs())
     assert all(spec.description for spec in Parameters.specs().values())
+
+
+def test_the_command_puts_the_table_into_a_page_and_keeps_the_rest(tmp_path):
+    page = tmp_path / "parameters.md"
+    old = markdown_table().replace("| `method`", "| `renamed`")
+    page.write_text(f"# Before\n\n{old}\n\n## After\n")
+    main([str(page)])
+    assert page.read_text() == f"# Before\n\n{markdown_table()}\n\n## After\n"

@@ -228,8 +228,8 @@ def test_generated_vision_msgs_agrees_with_the_real_one_on_the_wire():
     assert hashes["vision_msgs/msg/Detection2DArray"] == expected
 
 
-def test_the_readme_tells_of_every_parameter_and_launch_argument():
-    text = (ROOT / "README.md").read_text()
+def test_the_parameters_page_tells_of_every_parameter_and_launch_argument():
+    text = (ROOT / "docs" / "parameters.md").read_text()
     names = set(importlib.import_module("fusion_ros.node.parameters").Parameters.specs())
     launch = ast.parse((ROOT / "launch" / "fuse.launch.py").read_text())
     calls = [node for node in ast.walk(launch) if isinstance(node, ast.Call)]
