@@ -61,9 +61,18 @@ def test_every_condition_renders_for_both_cameras(name):
     for time_s in (0.0, 3.7, 13.4):
         frame, counts = rgb.render(time_s), thermal.render(time_s)
         assert frame.shape == (120, 160, 3) and frame.dtype == np.uint8
-        assert counts.shape == (80, 96) and counts.dtype == np.uint16
+        assert counts.shape == (80, 96)
+        assert counts.dtype == {"mono8": np.uint8, "mono16": np.uint16}[thermal.encoding]
         assert frame.std() > 3
-        assert -40 < to_celsius(counts).min() and to_celsius(counts).max() < 60
+        celsius = thermal.celsius(time_s)
+        assert -40 < celsius.min() and celsius.max() < 70
+
+
+def test_the_faint_scene_has_8_bit_thermal_within_few_grey_levels():
+    thermal = SimulatedThermal(SMALL_THERMAL, "faint")
+    assert thermal.encoding == "mono8"
+    low, high = np.percentile(thermal.render(2.0), (0.5, 99.5))
+    assert 5 < high - low < 30
 
 
 def test_the_tour_passes_through_all_conditions_without_a_jump():
@@ -71,11 +80,11 @@ def test_the_tour_passes_through_all_conditions_without_a_jump():
     weather = [scene.weather("tour", t) for t in times]
     assert {w.first for w in weather} == set(scene.CONDITIONS)
     exposure = np.array([w.climate.exposure * sum(w.climate.ambient) for w in weather])
-    assert np.abs(np.diff(exposure)).max() < 0.25
+    assert np.abs(np.diff(exposure)).max() < 0.5
 
 
 def test_an_unknown_scene_names_the_choices():
-    with pytest.raises(ValueError, match="day, dusk, night, glare, smoke, tour"):
+    with pytest.raises(ValueError, match="day, dusk, night, .*noon, tour"):
         SimulatedRgb(SMALL_RGB, "fog")
 
 
@@ -404,7 +413,7 @@ def test_an_interrupted_camera_ends_cleanly(times):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"scene": "fog"}, "parameter scene: .* day, dusk, night, glare, smoke, tour"),
+        ({"scene": "fog"}, "parameter scene: .* day, dusk, .* snow, .* tour"),
         ({"source": "files"}, "parameter path: needed"),
         ({"rate": 500}, "parameter rate: .* from 0.0 to 240.0"),
     ],

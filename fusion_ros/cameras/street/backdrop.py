@@ -11,6 +11,7 @@ import numpy as np
 from fusion_ros.cameras.street import scene
 from fusion_ros.cameras.street.raster import (
     LAMP_COLOUR,
+    SNOW_ALBEDO,
     blend,
     facet_celsius,
     facet_colours,
@@ -247,7 +248,9 @@ class _Tracer:
         bay = length / max(1, round(length / 4.2))
         shop_cell, su = np.floor(u / bay), u % bay
         door = (su > bay - 1.35) & (su < bay - 0.35)
+        plain = b.style == 3
         shop = (v < 2.75) & (su > 0.35) & (su < bay - 1.55) & (v > 0.55) | door & (v < 2.4)
+        shop &= not plain
         shop_frame = shop & (
             (su < 0.43)
             | (np.abs(su - bay + 1.6) < 0.05)
@@ -255,12 +258,12 @@ class _Tracer:
             | (np.abs(v - 2.1) < 0.04)
             | door & ((su < bay - 1.25) | (su > bay - 0.45) | (v < 0.3))
         )
-        fascia = (v > 2.95) & (v < 3.55)
+        fascia = (v > 2.95) & (v < 3.55) & (not plain)
         trade = _hash(shop_cell, 2.0, b.seed)
         trade_colour = 0.05 + 0.35 * np.stack(
             [_hash(shop_cell, k, b.seed) for k in (3.0, 4.0, 5.0)], axis=1
         )
-        ground_floor = v < 3.9
+        ground_floor = (v < 3.9) & (not plain)
         albedo[ground_floor & ~shop] = (
             np.array([0.30, 0.33, 0.35]) * np.clip(shade, 0.5, 1.4)[:, None]
         )[ground_floor & ~shop]
@@ -328,10 +331,10 @@ def _sun_share(position: np.ndarray, street: Street, climate: Climate) -> np.nda
 class Backdrop:
     """The still part of the world for one camera."""
 
-    def __init__(self, camera: CameraModel, seed: int) -> None:
+    def __init__(self, camera: CameraModel, seed: int, street: Street | None = None) -> None:
         n = SUPERSAMPLE
         self.camera = camera
-        self.street = Street.of(seed)
+        self.street = Street.of(seed) if street is None else street
         self.fine = CameraModel(
             camera.width * n,
             camera.height * n,
@@ -386,10 +389,15 @@ class Backdrop:
         if climate.lamps:
             pools = lamp_light(x, y, z) * np.where(normal[..., 1] > 0, 1.0, 0.45)
             light += (climate.lamps * pools)[..., None] * LAMP_COLOUR.astype(np.float32)
-        radiance = s.albedo * light + s.emission * climate.lamps * 0.8
+        albedo, gloss = s.albedo, s.gloss
+        if climate.snow > 0:
+            cover = (climate.snow * self._snow())[..., None]
+            albedo = albedo + cover * (SNOW_ALBEDO.astype(np.float32) - albedo)
+            gloss = gloss * (1 - cover[..., 0])
+        radiance = albedo * light + s.emission * climate.lamps * 0.8
         low, high = (np.array(c, np.float32) for c in (climate.sky_low, climate.sky_high))
         mirrored = np.clip(0.55 + 0.35 * self._patches(position[..., 2], y), 0, 1)[..., None]
-        radiance += (0.45 * s.gloss[..., None]) * (low * (1 - mirrored) + high * mirrored)
+        radiance += (0.45 * gloss[..., None]) * (low * (1 - mirrored) + high * mirrored)
         fog = (1 - np.exp(-climate.haze * np.where(sky, 0, z)))[..., None]
         radiance = radiance * (1 - fog) + low * fog
         radiance[sky] = self._sky(position[sky], climate)
@@ -439,7 +447,11 @@ class Backdrop:
         if sum(climate.sun) == 0:
             sun = 0.5 * facing
         dark = 1.15 - 0.9 * s.albedo.mean(axis=2)
-        picture = table[s.material] + s.kelvin + climate.sunlit * sun * dark
+        kelvin = s.kelvin
+        if climate.snow > 0:  # under it, the texture of the ground does not show
+            cover = climate.snow * self._snow()
+            kelvin, dark = kelvin * (1 - 0.7 * cover), dark * (1 - 0.8 * cover)
+        picture = table[s.material] + kelvin + climate.sunlit * sun * dark
         sky = s.material == SKY
         direction = s.position[sky]
         height = np.clip(direction[:, 1] / np.hypot(1, direction[:, 0]), 0, 1)
@@ -462,6 +474,25 @@ class Backdrop:
         return cv2.resize(
             picture, (self.camera.width, self.camera.height), interpolation=cv2.INTER_AREA
         )
+
+    def _snow(self) -> np.ndarray:
+        """Share of each pixel (h, w) float32 that snow covers: thin in wheel tracks and on paths."""
+        s = self._surfaces
+        x, y, z = np.moveaxis(s.position, 2, 0)
+        n = len(self._noise)
+
+        def noise(metres: float) -> np.ndarray:
+            scale = n / metres
+            return self._noise[(x * scale).astype(np.int32) % n, (z * scale).astype(np.int32) % n]
+
+        ground = (s.normal[..., 1] > 0.5) & (y < 0.1)
+        coarse, fine = noise(9.0), noise(1.9)
+        cover = 0.93 + 0.16 * coarse + 0.10 * fine / (1 + z / 20)
+        tracks = sum(np.exp(-(((x - lane) / 0.28) ** 2)) for lane in (-3.5, -2.1, -7.0, -5.6))
+        cover -= (0.55 + 0.25 * fine) * np.clip(tracks, 0, 1)
+        trodden = np.exp(-(((x - 2.6) / 0.7) ** 2)) * (z > 2)
+        cover -= 0.22 * trodden * np.clip(0.6 + 1.2 * fine, 0, 1)
+        return np.where(ground, np.clip(cover, 0.0, 0.97), 0).astype(np.float32)
 
     def _patches(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         n = len(self._noise)

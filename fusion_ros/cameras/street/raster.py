@@ -13,6 +13,7 @@ from fusion_ros.cameras.street.shapes import Facets
 
 LAMP_COLOUR = np.array([0.48, 0.80, 1.0])
 BEAM_COLOUR = np.array([0.82, 0.95, 1.0])
+SNOW_ALBEDO = np.array([0.84, 0.82, 0.80])
 _BLACK_LEVEL = 6.0  # counts of 255 that a sensor in the dark still reads
 _SHIFT = 4  # fractional bits of cv2's fixed-point coordinates
 
@@ -61,10 +62,15 @@ def facet_colours(
     sun = np.array(climate.sun) * np.maximum(normal @ np.array(climate.sun_direction), 0)[:, None]
     local = LAMP_COLOUR * (lamp * climate.lamps * (0.45 + 0.55 * np.maximum(normal[:, 1:2], 0)))
     local = local + BEAM_COLOUR * beam
-    radiance = facets.albedo * (ambient + sunlit * sun + local)
+    albedo, gloss = facets.albedo, facets.gloss
+    if climate.snow > 0 and facets.snowy:
+        cover = climate.snow * np.clip((normal[:, 1] - 0.25) / 0.35, 0, 1)
+        albedo = albedo + cover[:, None] * (SNOW_ALBEDO - albedo)
+        gloss = gloss * (1 - cover)
+    radiance = albedo * (ambient + sunlit * sun + local)
     mirrored = np.clip(0.35 + 0.9 * normal[:, 1:2], 0.05, 1.0)
     sky = np.array(climate.sky_low) * (1 - 0.4 * mirrored) + np.array(climate.sky_high) * mirrored
-    radiance += facets.gloss[:, None] * mirrored * 0.6 * (sky + 0.25 * local)
+    radiance += gloss[:, None] * mirrored * 0.6 * (sky + 0.25 * local)
     radiance += facets.emission * lit
     fog = 1 - np.exp(-climate.haze * facets.position[2])
     radiance = radiance * (1 - fog) + np.array(climate.sky_low) * fog

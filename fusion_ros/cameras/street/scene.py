@@ -12,13 +12,14 @@ that one homography relates their pixels at every depth.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from math import hypot, pi, radians, tan
 
 import numpy as np
 
-CONDITIONS = ("day", "dusk", "night", "glare", "smoke")
+CONDITIONS = ("day", "dusk", "night", "glare", "smoke", "headlamps", "snow", "faint", "noon")
 SCENES = (*CONDITIONS, "tour")
 CAMERA_HEIGHT = 1.5
 CYCLE_S = 24.0  # one round of the traffic: through road, cross road, pedestrians
@@ -101,6 +102,9 @@ class Climate:
     sunlit: float  # extra of surfaces in the sun
     foliage: float
     sky: float  # at the horizon; overhead it is 6 K colder
+    dazzle: float = 0.0  # 0 none .. 1 RGB blinded by the head lamps of oncoming vehicles
+    snow: float = 0.0  # share of the ground, of trees and of parked vehicles under snow
+    winter: float = 0.0  # clothes: 0 thin, of any colour .. 1 thick and dark
 
     def blend(self, other: Climate, share: float) -> Climate:
         """This climate with `share` of another mixed in."""
@@ -217,7 +221,64 @@ _SMOKE = replace(
     foliage=13.5,
     sky=11.5,
 )
-CLIMATES = dict(zip(CONDITIONS, (_DAY, _DUSK, _NIGHT, _GLARE, _SMOKE)))
+_HEADLAMPS = replace(_NIGHT, dazzle=1.0, air=9.0, road=10.0, pavement=9.0, wall=9.5, sky=3.0)
+_SNOW = replace(
+    _DAY,
+    ambient=(0.66, 0.60, 0.56),
+    sun=(0.22, 0.24, 0.25),
+    sky_low=(0.80, 0.78, 0.76),
+    sky_high=(0.62, 0.56, 0.52),
+    clouds=0.7,
+    exposure=1.5,
+    noise=2.5,
+    haze=0.0035,
+    air=-3.0,
+    road=-2.5,
+    pavement=-4.0,
+    wall=-1.0,
+    sunlit=1.0,
+    foliage=-4.0,
+    sky=-9.0,
+    snow=1.0,
+    winter=1.0,
+)
+# A mild, wet night: everything has the air's temperature, and coats let little warmth out.
+_FAINT = replace(
+    _NIGHT,
+    noise=7.0,
+    haze=0.0030,
+    air=9.0,
+    road=9.6,
+    pavement=9.2,
+    wall=9.8,
+    foliage=8.6,
+    sky=6.0,
+    winter=0.6,
+)
+_NOON = replace(
+    _DAY,
+    ambient=(0.40, 0.34, 0.30),
+    sun=(1.15, 1.36, 1.48),
+    sun_direction=(-0.30, 0.88, -0.37),
+    clouds=0.3,
+    exposure=1.15,
+    haze=0.0018,
+    air=33.0,
+    road=42.0,
+    pavement=38.0,
+    wall=33.0,
+    sunlit=11.0,
+    foliage=32.0,
+    sky=22.0,
+)
+CLIMATES = dict(
+    zip(
+        CONDITIONS,
+        (_DAY, _DUSK, _NIGHT, _GLARE, _SMOKE, _HEADLAMPS, _SNOW, _FAINT, _NOON),
+    )
+)
+EIGHT_BIT = ("faint",)
+"""Scenes whose thermal camera gives 8 bits of a wide fixed range, without gain control."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +318,7 @@ class Building:
     z1: float
     height: float
     colour: tuple  # linear BGR albedo
-    style: int  # 0 plaster, 1 brick, 2 glass and concrete
+    style: int  # 0 plaster, 1 brick, 2 glass and concrete, 3 plaster without shops
     seed: int
 
 
@@ -410,7 +471,7 @@ class Street:
                     x,
                     z,
                     yaw,
-                    _paint(r[1]),
+                    paint(r[1]),
                     0.0,
                     0.6 * r[2] if r[2] > 0.6 else 0.0,
                     False,
@@ -438,6 +499,20 @@ class Person:
     skin: tuple
     hair: tuple
     bag: bool
+    insulation: float = 0.0  # share of the clothes' warmth that does not reach their outside
+    riding: bool = False  # sits on a bicycle; `stride` is the phase of the pedals
+
+
+@dataclass(frozen=True)
+class Bicycle:
+    """A bicycle with its middle over (x, z), facing `yaw` (0 away from the cameras)."""
+
+    name: str
+    x: float
+    z: float
+    yaw: float
+    paint: tuple  # linear BGR albedo
+    roll: float  # angle of the wheels, radians
 
 
 @dataclass(frozen=True)
@@ -489,7 +564,8 @@ def _kind(chance: float) -> str:
     return _pick(("hatchback", "sedan", "suv", "hatchback", "sedan", "van"), chance)
 
 
-def _paint(chance: float) -> tuple:
+def paint(chance: float) -> tuple:
+    """One of the usual colours of vehicles, linear BGR albedo, by a number in [0, 1)."""
     return _pick(_PAINTS, chance)
 
 
@@ -518,20 +594,93 @@ class _Walk:
         if not self.speed:
             x, z = self.start
             yaw = pi + 0.35 * float(np.sin(0.5 * time_s))
-        return Person(
+        return person(
             self.name,
             x,
             z,
             yaw,
-            height,
             within * self.speed * 2 * pi / (0.80 * height) + 6 * r[1],
             self.speed > 0,
-            _pick(_TOPS, r[2]),
-            _pick(_TROUSERS, r[3]),
-            _pick(_SKINS, r[4]),
-            _pick(_HAIRS, r[5]),
-            r[6] < 0.4,
+            r,
         )
+
+
+@dataclass(frozen=True)
+class _Ride:
+    """Route of a cyclist, ridden once a traffic cycle by another one each time."""
+
+    name: str
+    start: tuple  # (x, z)
+    end: tuple
+    speed: float
+    offset: float  # start within the cycle, seconds
+
+    def at(self, seed: int, time_s: float) -> tuple[Person, Bicycle] | None:
+        distance = hypot(self.end[0] - self.start[0], self.end[1] - self.start[1])
+        turn, within = divmod(time_s - self.offset, CYCLE_S)
+        travelled = within * self.speed
+        if travelled > distance:
+            return None
+        share = travelled / distance
+        return cyclist(
+            self.name,
+            self.start[0] + (self.end[0] - self.start[0]) * share,
+            self.start[1] + (self.end[1] - self.start[1]) * share,
+            float(np.arctan2(self.end[0] - self.start[0], self.end[1] - self.start[1])),
+            travelled,
+            _chance(seed, self.name, int(turn)),
+        )
+
+
+def cyclist(
+    name: str, x: float, z: float, yaw: float, travelled: float, chances: Sequence[float]
+) -> tuple[Person, Bicycle]:
+    """A rider and his bicycle at (x, z) after `travelled` metres.
+
+    `chances` are at least seven numbers in [0, 1), which choose size and colours.
+    """
+    rider = person(f"{name}_rider", x, z, yaw, 0.75 * travelled / 0.34, True, chances)
+    bicycle = Bicycle(f"{name}_bicycle", x, z, yaw, paint(chances[1]), travelled / 0.34)
+    return replace(rider, riding=True), bicycle
+
+
+def person(
+    name: str,
+    x: float,
+    z: float,
+    yaw: float,
+    stride: float,
+    walking: bool,
+    chances: Sequence[float],
+) -> Person:
+    """A person whose size, colours and bag at least seven numbers in [0, 1) choose."""
+    return Person(
+        name,
+        x,
+        z,
+        yaw,
+        1.60 + 0.28 * chances[0],
+        stride,
+        walking,
+        _pick(_TOPS, chances[2]),
+        _pick(_TROUSERS, chances[3]),
+        _pick(_SKINS, chances[4]),
+        _pick(_HAIRS, chances[5]),
+        chances[6] < 0.4,
+    )
+
+
+def dressed(person: Person, climate: Climate) -> Person:
+    """The person in clothes for the climate: winter's are darker and let less warmth out."""
+    if climate.winter <= 0:
+        return person
+    dark = 1 - 0.95 * climate.winter
+    return replace(
+        person,
+        top=tuple(dark * c for c in person.top),
+        trousers=tuple(dark * c for c in person.trousers),
+        insulation=0.6 * climate.winter,
+    )
 
 
 PERSON_IN_THE_DARK = "waiting"  # stands where no lamp reaches
@@ -548,6 +697,14 @@ _WALKS = (
     _Walk("away_next", (2.4, 4.0), (2.8, 34.0), 1.30, 31.0, 10.5),
     _Walk("left_towards", (-11.9, 42.0), (-11.9, 17.0), 1.30, 21.0, -12.0),
     _Walk("left_away", (-12.6, 19.0), (-12.6, 60.0), 1.20, 36.0, -7.0),
+    # Far across the road, before the low sun and the lamps of cars that wait.
+    _Walk("far_crossing_right", (-9.8, 16.5), (2.2, 16.5), 1.35, 12.0, 1.5),
+    _Walk("far_crossing_left", (1.9, 15.4), (-9.8, 15.4), 1.25, 12.0, -4.5),
+)
+_RIDES = (
+    _Ride("riding_away", (0.9, 4.0), (0.2, 17.0), 3.6, 1.0),
+    _Ride("riding_across", (-11.0, 12.3), (6.0, 12.3), 3.8, -3.0),
+    _Ride("riding_towards", (-8.4, 40.0), (-8.4, 9.0), 4.2, 8.5),
 )
 
 
@@ -577,7 +734,7 @@ class _Drive:
             self.start[0] + (self.end[0] - self.start[0]) * share,
             self.start[1] + (self.end[1] - self.start[1]) * share,
             yaw,
-            _paint(r[1]),
+            paint(r[1]),
             travelled / 0.32,
             0.75 + 0.25 * r[2],
             True,
@@ -602,16 +759,26 @@ class Moment:
     """The world at one time: what moves, farthest first, and the weather."""
 
     persons: tuple
-    vehicles: tuple
+    vehicles: tuple  # bicycles too
     weather: Weather
 
 
 def moment(seed: int, scene: str, time_s: float) -> Moment:
     """State of the world at a scene time in seconds; the same arguments, the same state."""
+    now = weather(scene, time_s)
     persons = [p for p in (walk.at(seed, time_s) for walk in _WALKS) if p is not None]
     vehicles = [v for v in (drive.at(seed, time_s) for drive in _DRIVES) if v is not None]
+    for pair in (ride.at(seed, time_s) for ride in _RIDES):
+        if pair is not None:
+            persons.append(pair[0])
+            vehicles.append(pair[1])
+    return arrange(persons, vehicles, now)
+
+
+def arrange(persons: Iterable[Person], vehicles: Iterable, weather: Weather) -> Moment:
+    """The moment of these persons, dressed for the weather, and vehicles, farthest first."""
     return Moment(
-        tuple(sorted(persons, key=lambda p: -p.z)),
+        tuple(sorted((dressed(p, weather.climate) for p in persons), key=lambda p: -p.z)),
         tuple(sorted(vehicles, key=lambda v: -v.z)),
-        weather(scene, time_s),
+        weather,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from fusion_ros.cameras.street.scene import (
     CAMERA_HEIGHT,
     VEHICLE_LENGTH,
+    Bicycle,
     CameraModel,
     Lamp,
     Person,
@@ -39,6 +40,7 @@ class Facets:
     position: tuple  # world (x, y, z) of the middle
     shadow: np.ndarray  # (N, 2) pixels of the contact shadow
     lights: list = field(default_factory=list)  # of Light
+    snowy: bool = False  # stands still in the open: snow stays on what faces up
 
     @cached_property
     def points(self) -> np.ndarray:
@@ -86,6 +88,18 @@ def _capsules(a: np.ndarray, b: np.ndarray, ra: np.ndarray, rb: np.ndarray) -> n
     return np.concatenate(ends, axis=1)
 
 
+def _knee(hip: tuple, ankle: tuple, side: int) -> tuple:
+    """Where thigh and shin (0.45 and 0.44 m) meet in front of the line from hip to ankle."""
+    ahead, down = ankle[0] - hip[0], hip[2] - ankle[2]
+    reach = min((ahead**2 + down**2) ** 0.5, 0.88)
+    bow = max(0.45**2 - (0.5 * reach) ** 2, 0.0) ** 0.5
+    return (
+        hip[0] + 0.5 * ahead + bow * down / reach,
+        side * 0.10,
+        hip[2] - 0.5 * down + bow * ahead / reach,
+    )
+
+
 def person_facets(person: Person, camera: CameraModel) -> Facets:
     """A walking or standing person with limbs, clothes and hair."""
     size = person.height / 1.75
@@ -103,6 +117,8 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
         joints.extend((a, b))
         limbs.append((ra * size, rb * size, material, depth))
 
+    riding = person.riding
+    lean_forward = 0.24 if riding else 0.0
     for side in (-1, 1):
         phase = person.stride + (0 if side < 0 else pi)
         lean = 0.46 * swing * sin(phase)
@@ -110,7 +126,13 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
         hip = (0.0, side * 0.095, 0.93 - bob)
         knee = (hip[0] + 0.45 * sin(lean), side * 0.10, hip[2] - 0.45 * cos(lean))
         shin = lean - bend
-        ankle = (knee[0] + 0.42 * sin(shin), side * 0.10, max(0.07, knee[2] - 0.42 * cos(shin)))
+        if riding:
+            pedal = person.stride + (0 if side < 0 else pi)
+            hip = (-0.16, side * 0.09, 0.95)
+            ankle = (0.08 + 0.17 * sin(pedal), side * 0.11, 0.34 + 0.17 * cos(pedal))
+            knee = _knee(hip, ankle, side)
+        else:
+            ankle = (knee[0] + 0.42 * sin(shin), side * 0.10, max(0.07, knee[2] - 0.42 * cos(shin)))
         away = side * right[2]
         limb(hip, knee, 0.092, 0.066, "trousers", away)
         limb(knee, ankle, 0.066, 0.048, "trousers", away)
@@ -128,19 +150,22 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
         elbow = (0.27 * sin(reach), side * 0.222, shoulder[2] - 0.27 * cos(reach))
         fore = reach + elbow_bend
         hand = (elbow[0] + 0.25 * sin(fore), side * 0.215, elbow[2] - 0.25 * cos(fore))
+        if riding:
+            shoulder = (0.16, side * 0.165, 1.40)
+            elbow, hand = (0.28, side * 0.25, 1.17), (0.44, side * 0.24, 1.02)
         limb(shoulder, elbow, 0.062, 0.050, "top", 3 * away)
         limb(elbow, hand, 0.050, 0.038, "top", 3 * away)
         limb(hand, (hand[0] + 0.05, hand[1], hand[2] - 0.07), 0.040, 0.032, "skin", 3 * away)
 
     joints.extend(
         (
-            (0, 0, 1.45 - bob),
-            (0.01, 0, 1.56 - bob),  # neck, chin
-            (0.015, 0, 1.635 - bob),
-            (0, 0, 1.20 - bob),  # head, torso
-            (-0.17, 0, 1.22 - bob),
+            (lean_forward, 0, 1.45 - bob),  # neck
+            (0.01 + 1.15 * lean_forward, 0, 1.56 - bob),  # chin
+            (0.015 + 1.2 * lean_forward, 0, 1.635 - bob),  # head
+            (0.03 if riding else 0, 0, 1.23 if riding else 1.20 - bob),  # torso
+            (-0.17, 0, 1.22 - bob),  # bag
         )
-    )  # bag
+    )
     pixels = camera.project(base + size * np.array(joints) @ np.stack([forward, right, up]))
     scale = camera.focal / person.z
     ends = pixels[: 2 * len(limbs)].reshape(-1, 2, 2)
@@ -150,10 +175,11 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
     offset = np.stack([-0.30 * ra, -0.12 * ra], axis=1)
     inner = _capsules(ends[:, 0] + offset, ends[:, 1] + offset, 0.55 * ra, 0.55 * rb)
 
+    clothes = 1 - person.insulation  # of the warmth under them, what reaches their outside
     material = {
-        "trousers": (person.trousers, 0.45),
-        "shoes": ((0.03, 0.03, 0.03), 0.22),
-        "top": (person.top, 0.52),
+        "trousers": (person.trousers, 0.45 * clothes),
+        "shoes": ((0.03, 0.03, 0.03), 0.22 * clothes),
+        "top": (person.top, 0.52 * clothes),
         "skin": (person.skin, 0.88),
     }
     parts = []  # (order, outline, albedo, normal, warmth)
@@ -193,15 +219,17 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
             [-0.84 * shoulder, -0.255 * s],
         ]
     )
-    add(2.0, torso + shape, person.top, _SHADED, 0.58)
+    if riding:  # the back leans forward: the shoulders are ahead of the hips
+        shape[:, 0] -= shape[:, 1] * lean_forward * forward[0] / 0.32
+    add(2.0, torso + shape, person.top, _SHADED, 0.58 * clothes)
     if detailed:
         for width, shift, normal in ((0.78, 0.13, _HALF_LIT), (0.50, 0.24, _LIT)):
             light = shape * (width, 0.95) + (-shift * shoulder, 0)
-            add(2.0, torso + light, person.top, normal, 0.64)
+            add(2.0, torso + light, person.top, normal, 0.64 * clothes)
         if facing > 0.5:  # the opening of the jacket
             seam = np.array([[-0.02, -0.28], [0.02, -0.28], [0.015, 0.32], [-0.015, 0.32]]) * s
-            add(2.01, torso + seam, tuple(0.45 * c for c in person.top), _SHADED, 0.72)
-    if person.bag:
+            add(2.01, torso + seam, tuple(0.45 * c for c in person.top), _SHADED, 0.72 * clothes)
+    if person.bag and not riding:
         order = 2.6 if facing < 0.2 else 0.5
         half = (0.15 if abs(facing) > 0.6 else 0.10) * s
         pack = np.array(
@@ -887,6 +915,56 @@ def vehicle_facets(vehicle: Vehicle, camera: CameraModel) -> Facets | None:
         (vehicle.x, 0.8, vehicle.z),
         camera.project(ground).astype(np.float32),
         lights,
+        snowy=not vehicle.driving and vehicle.warmth == 0,
+    )
+
+
+def bicycle_facets(bicycle: Bicycle, camera: CameraModel) -> Facets:
+    """A city bicycle: wheels as open rings with spokes, frame, fork, saddle, handlebar."""
+    c, s = cos(bicycle.yaw), sin(bicycle.yaw)
+    base = np.array([bicycle.x, 0.0, bicycle.z])
+    scale = camera.focal / bicycle.z
+
+    def pixels(points) -> np.ndarray:
+        """(forward, right, up) in metres -> pixels."""
+        ahead, right, up = np.asarray(points, float).T
+        world = np.stack([ahead * s + right * c, up, ahead * c - right * s], axis=1)
+        return camera.project(base + world)
+
+    # (a, b, radius, albedo, excess in kelvin), the far parts first
+    black, steel = (0.016, 0.016, 0.017), (0.30, 0.30, 0.30)
+    tubes = []
+    turn = np.linspace(0, 2 * pi, 21)
+    for hub in (-0.53, 0.53):
+        rim = [(hub + 0.33 * cos(t), 0.0, 0.34 + 0.33 * sin(t)) for t in turn]
+        tubes += [(a, b, 0.021, black, 1.5) for a, b in zip(rim, rim[1:])]
+        for spoke in range(5):
+            t = bicycle.roll + 2 * pi * spoke / 5
+            end = (hub + 0.31 * cos(t), 0.0, 0.34 - 0.31 * sin(t))
+            tubes.append(((hub, 0.0, 0.34), end, 0.005, steel, 0.0))
+    rear, front, crank = (-0.53, 0.0, 0.34), (0.53, 0.0, 0.34), (0.08, 0.0, 0.34)
+    seat, neck = (-0.12, 0.0, 0.80), (0.37, 0.0, 0.88)
+    for a, b in ((rear, crank), (rear, seat), (crank, seat), (crank, neck), (seat, neck)):
+        tubes.append((a, b, 0.020, bicycle.paint, 0.0))
+    tubes.append((neck, front, 0.018, bicycle.paint, 0.0))
+    tubes.append((neck, (0.36, 0.0, 1.02), 0.016, steel, 0.0))
+    tubes.append(((0.40, -0.26, 1.03), (0.40, 0.26, 1.03), 0.016, black, 0.5))
+    tubes.append(((-0.28, 0.0, 0.93), (0.02, 0.0, 0.92), 0.040, black, 3.0))
+    tubes.append((seat, (-0.13, 0.0, 0.91), 0.016, steel, 0.0))
+    a, b = (pixels([tube[i] for tube in tubes]) for i in (0, 1))
+    radius = np.array([max(tube[2] * scale, 0.28) for tube in tubes])
+    count = len(tubes)
+    ground = np.array([(-0.85, -0.2, 0), (0.85, -0.2, 0), (0.85, 0.2, 0), (-0.85, 0.2, 0)])
+    return Facets(
+        list(_capsules(a, b, radius, radius).astype(np.float32)),
+        np.array([tube[3] for tube in tubes]),
+        np.tile(_HALF_LIT, (count, 1)),
+        np.full(count, 0.05),
+        np.zeros(count),
+        np.array([tube[4] for tube in tubes]),
+        np.zeros((count, 3)),
+        (bicycle.x, 0.6, bicycle.z + 0.01),
+        pixels(ground).astype(np.float32),
     )
 
 
@@ -936,6 +1014,7 @@ def tree_facets(tree: Tree, camera: CameraModel) -> Facets:
         np.zeros((total, 3)),
         (tree.x, tree.height, tree.z),
         foot + _ROUND * (0.9 * scale, 0.10 * scale),
+        snowy=True,
     )
 
 

@@ -20,13 +20,29 @@ from fusion_ros.cameras.street.raster import (
     rgb_sprite,
     thermal_sprite,
 )
-from fusion_ros.cameras.street.scene import CLIMATES, CameraModel, Moment, Person
-from fusion_ros.cameras.street.shapes import Facets, person_facets, vehicle_facets
+from fusion_ros.cameras.street.scene import (
+    CLIMATES,
+    EIGHT_BIT,
+    Bicycle,
+    CameraModel,
+    Climate,
+    Moment,
+    Person,
+    Vehicle,
+)
+from fusion_ros.cameras.street.shapes import (
+    Facets,
+    Light,
+    bicycle_facets,
+    person_facets,
+    vehicle_facets,
+)
 
 COUNTS_PER_KELVIN = 100.0  # thermal counts are hundredths of a kelvin over absolute zero
 ZERO_CELSIUS = 273.15
 NETD = 0.06  # temporal noise, kelvin
 _BANK_SIGMA = 40.0  # counts; fine enough to be scaled down
+_LIT_LAMPS = 0.3  # head lamps weaker than that light nothing
 _FARTHEST = 75.0  # metres; what is beyond is too small to draw
 
 
@@ -35,14 +51,16 @@ def to_celsius(counts: np.ndarray) -> np.ndarray:
     return counts / COUNTS_PER_KELVIN - ZERO_CELSIUS
 
 
+_MAKERS = {Person: person_facets, Bicycle: bicycle_facets, Vehicle: vehicle_facets}
+
+
 def _actors(actors: tuple, camera: CameraModel) -> list:
-    """(actor, facets) of persons and vehicles in the picture, farthest first."""
+    """(actor, facets) of persons, bicycles and vehicles in the picture, farthest first."""
     pairs = []
     for actor in sorted(actors, key=lambda a: -a.z):
-        if actor.z > _FARTHEST or (actor.z < 1.5 and isinstance(actor, Person)):
+        if actor.z > _FARTHEST or (actor.z < 1.5 and not isinstance(actor, Vehicle)):
             continue
-        make = person_facets if isinstance(actor, Person) else vehicle_facets
-        facets = make(actor, camera)
+        facets = _MAKERS[type(actor)](actor, camera)
         if facets is not None:
             pairs.append((actor, facets))
     return pairs
@@ -73,18 +91,34 @@ class SimulatedRgb:
     encoding = "bgr8"
 
     def __init__(
-        self, camera: CameraModel = scene.RGB_CAMERA, scene_name: str = "tour", seed: int = 0
+        self,
+        camera: CameraModel = scene.RGB_CAMERA,
+        scene_name: str = "tour",
+        seed: int = 0,
+        *,
+        climates: dict[str, Climate] = CLIMATES,
+        backdrop: Backdrop | None = None,
     ) -> None:
+        """Light the street once for each condition of the scene.
+
+        `climates` replaces the light and temperatures of the conditions. `backdrop` is the
+        street as this camera sees it, where one was traced already; the caller releases it.
+        """
         scene.weather(scene_name, 0.0)
         self.camera, self.scene_name, self.seed = camera, scene_name, seed
-        self._backdrop = Backdrop(camera, seed)
-        self._stills = {name: self._backdrop.rgb(CLIMATES[name]) for name in _needed(scene_name)}
-        self._beam_lit = self._backdrop.rgb(_BEAM_CLIMATE)
-        self._backdrop.release()
-        self._sun = self._glare() if "glare" in self._stills else None
+        self._backdrop = backdrop or Backdrop(camera, seed)
+        names = _needed(scene_name)
+        self._stills = {name: self._backdrop.rgb(climates[name]) for name in names}
+        lit = any(climates[name].headlights > _LIT_LAMPS for name in names)
+        self._beam_lit = self._backdrop.rgb(_BEAM_CLIMATE) if lit else None
+        if backdrop is None:
+            self._backdrop.release()
+        self._sun = self._glare(climates["glare"]) if "glare" in names else None
+        self._dazzle_template = (
+            self._dazzle() if any(climates[name].dazzle for name in names) else None
+        )
         self._noise = self._noise_bank()
-        small = (camera.width // 4, camera.height // 4)
-        self._small = small
+        small = self._small = self._small_size()
         v = (np.arange(small[1]) * 4 + 1.5 - camera.cy) / camera.focal
         u = (np.arange(small[0]) * 4 + 1.5 - camera.cx) / camera.focal
         depth = np.where(v > 0.005, scene.CAMERA_HEIGHT / np.maximum(v, 0.005), 1e6)
@@ -96,14 +130,20 @@ class SimulatedRgb:
 
     def render(self, time_s: float) -> np.ndarray:
         """Frame (H, W, 3) uint8 BGR at a scene time in seconds."""
-        now = scene.moment(self.seed, self.scene_name, time_s)
+        return self.draw(scene.moment(self.seed, self.scene_name, time_s), time_s)
+
+    def draw(self, now: Moment, time_s: float) -> np.ndarray:
+        """Frame (H, W, 3) uint8 BGR of a moment; the time sets smoke and noise."""
         climate = now.weather.climate
         picture = _cross_fade(self._stills, now.weather)
-        lit = tuple(v for v in now.vehicles if v.z < 60) if climate.headlights else ()
-        if lit and climate.headlights > 0.3:
+        lit = tuple(
+            v for v in now.vehicles if isinstance(v, Vehicle) and v.z < 60 and climate.headlights
+        )
+        if lit and climate.headlights > _LIT_LAMPS:
             self._beams(picture, lit, climate)
+        lamps = []
         size = (self.camera.width, self.camera.height)
-        shadow = 0.25 + 0.40 * min(1.0, 3 * sum(climate.ambient))
+        shadow = (0.25 + 0.40 * min(1.0, 3 * sum(climate.ambient))) * (1 - 0.55 * climate.snow)
         for actor, facets in _actors((*now.persons, *now.vehicles), self.camera):
             others = tuple(v for v in lit if v is not actor)
             beam = 0.5 * climate.headlights * float(beam_light(actor.x, actor.z, others))
@@ -120,9 +160,12 @@ class SimulatedRgb:
             sprite = rgb_sprite(facets, colours, size, 1 if large else 2, shadow)
             if sprite is not None:
                 blend(picture, sprite, self._backdrop.depth)
-            if climate.headlights > 0.3:
+            if climate.headlights > _LIT_LAMPS:
                 for light in facets.lights:
-                    self._glow(picture, light, actor.z, climate.headlights)
+                    if self._glow(picture, light, actor.z, climate.headlights):
+                        lamps.append((light, actor.z))
+        if climate.dazzle > 0:
+            self._add_dazzle(picture, lamps, climate.dazzle)
         if climate.glare > 0:
             cv2.addWeighted(picture, 1.0, self._sun, climate.glare, 0, dst=picture)
         if climate.smoke > 0:
@@ -131,8 +174,17 @@ class SimulatedRgb:
         return picture
 
     def truth(self, time_s: float) -> list[Truth]:
-        """Boxes of persons and vehicles in the frame of a scene time."""
-        return _truth(scene.moment(self.seed, self.scene_name, time_s), self.camera, self._backdrop)
+        """Boxes of persons, bicycles and vehicles in the frame of a scene time."""
+        return self.labels(scene.moment(self.seed, self.scene_name, time_s))[1]
+
+    @property
+    def street(self) -> scene.Street:
+        """What of the street stands still."""
+        return self._backdrop.street
+
+    def labels(self, now: Moment) -> tuple[np.ndarray, list[Truth]]:
+        """Objects of a moment as a picture (H, W) uint16, 0 or the place in the list + 1."""
+        return _labels(now, self.camera, self._backdrop)
 
     def _beams(self, picture: np.ndarray, vehicles: tuple, climate) -> None:
         """Head lamps on the road, as a share of the street under white light."""
@@ -145,13 +197,14 @@ class SimulatedRgb:
         area = picture[top:]
         cv2.max(area, road, dst=area)
 
-    def _glow(self, picture: np.ndarray, light, z: float, strength: float) -> None:
+    def _glow(self, picture: np.ndarray, light: Light, z: float, strength: float) -> bool:
+        """Draw the glow of a vehicle's lamp; False where the lamp is hidden or out of view."""
         row, column = int(light.v), int(light.u)
         if (
             not (0 <= row < self.camera.height and 0 <= column < self.camera.width)
             or self._backdrop.depth[row, column] < z - 3
         ):
-            return
+            return False
         if light.front:
             power = strength * light.facing**4
             add_glow(picture, light.u, light.v, 3.0 * light.radius + 4, 255 * power * BEAM_COLOUR)
@@ -164,11 +217,51 @@ class SimulatedRgb:
                 3.5 * light.radius + 2,
                 strength * light.facing * np.array([20.0, 20.0, 150.0]),
             )
+        return True
 
-    def _glare(self) -> np.ndarray:
+    def _dazzle(self) -> np.ndarray:
+        """A lamp's light in the lens, counts float32, in a quarter of the pixels.
+
+        Twice as wide and high as the picture, the lamp in the middle: core, halo, veil, rays.
+        """
+        w, h = self._small_size()
+        y, x = np.mgrid[-h : h + 1, -w : w + 1].astype(np.float32) / w
+        r = np.hypot(x, y)
+        rays = np.abs(np.cos(3 * np.arctan2(y, x) + 0.35)) ** 24
+        light = (
+            1400 * np.exp(-((r / 0.020) ** 2))
+            + 300 * np.exp(-r / 0.050)
+            + 95 * np.exp(-r / 0.17)
+            + 22 * np.exp(-r / 0.6)
+            + 110 * rays * np.exp(-r / 0.07)
+        )
+        return light.astype(np.float32)
+
+    def _add_dazzle(self, picture: np.ndarray, lamps: list, strength: float) -> None:
+        """Head lamps that shine into the lens: the nearer and straighter, the brighter."""
+        w, h = self._small_size()
+        veil = np.zeros((h, w), np.float32)
+        for light, z in lamps:
+            if not light.front or light.facing < 0.7:
+                continue
+            power = strength * ((light.facing - 0.7) / 0.3) ** 1.5 * min(1.0, (16.0 / z) ** 1.5)
+            top, left = h - int(light.v / 4), w - int(light.u / 4)
+            veil += power * self._dazzle_template[top : top + h, left : left + w]
+        if not veil.any():
+            return
+        for channel, share in enumerate(BEAM_COLOUR):
+            more = cv2.convertScaleAbs(veil, alpha=float(share))
+            more = cv2.resize(more, (self.camera.width, self.camera.height))
+            picture[..., channel] = cv2.add(picture[..., channel], more)
+
+    def _small_size(self) -> tuple[int, int]:
+        """A quarter of the camera's width and height, for light without edges."""
+        return self.camera.width // 4, self.camera.height // 4
+
+    def _glare(self, climate: Climate) -> np.ndarray:
         """A low sun in the lens: disc, halo, veil over the picture and its mirror on the road."""
         c = self.camera
-        x, y, z = CLIMATES["glare"].sun_direction
+        x, y, z = climate.sun_direction
         u0, v0 = c.cx + c.focal * x / z, c.cy - c.focal * y / z
         u, v = np.meshgrid(np.arange(c.width), np.arange(c.height))
         r = np.hypot(u - u0, v - v0) / c.width
@@ -254,18 +347,31 @@ _BEAM_CLIMATE = replace(
 class SimulatedThermal:
     """Uncooled long-wave camera. `render` is a pure function of the scene time."""
 
-    encoding = "mono16"
-
     def __init__(
-        self, camera: CameraModel = scene.THERMAL_CAMERA, scene_name: str = "tour", seed: int = 0
+        self,
+        camera: CameraModel = scene.THERMAL_CAMERA,
+        scene_name: str = "tour",
+        seed: int = 0,
+        *,
+        climates: dict[str, Climate] = CLIMATES,
+        backdrop: Backdrop | None = None,
+        blur: float = 0.65,
     ) -> None:
+        """Trace the street's temperatures once for each condition of the scene.
+
+        `climates` and `backdrop` are those of `SimulatedRgb`; `blur` is the standard deviation
+        of the lens blur in pixels.
+        """
         scene.weather(scene_name, 0.0)
         self.camera, self.scene_name, self.seed = camera, scene_name, seed
-        self._backdrop = Backdrop(camera, seed)
+        self.encoding = "mono8" if scene_name in EIGHT_BIT else "mono16"
+        self._blur = blur
+        self._backdrop = backdrop or Backdrop(camera, seed)
         self._stills = {
-            name: self._backdrop.celsius(CLIMATES[name]) for name in _needed(scene_name)
+            name: self._backdrop.celsius(climates[name]) for name in _needed(scene_name)
         }
-        self._backdrop.release()
+        if backdrop is None:
+            self._backdrop.release()
         rng = np.random.default_rng([seed, 13])
         shape = (camera.height, camera.width)
         self._fixed = (
@@ -276,12 +382,31 @@ class SimulatedThermal:
         self._noise = NETD * rng.standard_normal((shape[0] + 64, shape[1] + 64), np.float32)
 
     def render(self, time_s: float) -> np.ndarray:
-        """Frame (H, W) uint16 in hundredths of a kelvin at a scene time in seconds."""
-        return self.counts(self.celsius(time_s), time_s)
+        """Frame (H, W) at a scene time in seconds: uint16 in hundredths of a kelvin.
+
+        The scenes in `EIGHT_BIT` give uint8: about one grey level a kelvin.
+        """
+        return self.draw(scene.moment(self.seed, self.scene_name, time_s), time_s)
+
+    def draw(self, now: Moment, time_s: float) -> np.ndarray:
+        """Frame of a moment, as `render` gives it; the time sets drift and noise."""
+        counts = self.counts(self.temperatures(now), time_s)
+        if self.encoding == "mono16":
+            return counts
+        chance = np.random.default_rng([self.seed, 17]).random(3)
+        gain, middle = 0.85 + 0.35 * chance[0], 70 + 60 * chance[1]
+        levels = middle + gain * (to_celsius(counts) - now.weather.climate.air)
+        i, j = _noise_offset(time_s, 64, 3)
+        noise = self._noise[i : i + self.camera.height, j : j + self.camera.width]
+        levels += noise * np.float32((0.3 + 0.3 * chance[2]) / NETD)
+        return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
     def celsius(self, time_s: float) -> np.ndarray:
         """The scene's temperatures (H, W) float32 as an ideal camera would read them."""
-        now = scene.moment(self.seed, self.scene_name, time_s)
+        return self.temperatures(scene.moment(self.seed, self.scene_name, time_s))
+
+    def temperatures(self, now: Moment) -> np.ndarray:
+        """The temperatures (H, W) float32 of a moment as an ideal camera would read them."""
         climate = now.weather.climate
         picture = _cross_fade(self._stills, now.weather)
         size = (self.camera.width, self.camera.height)
@@ -294,7 +419,7 @@ class SimulatedThermal:
 
     def counts(self, celsius: np.ndarray, time_s: float) -> np.ndarray:
         """Lens blur, drift, fixed-pattern and temporal noise of the sensor, then counts."""
-        picture = cv2.GaussianBlur(celsius, (0, 0), 0.65)
+        picture = cv2.GaussianBlur(celsius, (0, 0), self._blur)
         drift = 0.35 * np.sin(2 * np.pi * time_s / 61.0) + 0.15 * np.sin(2 * np.pi * time_s / 17.0)
         i, j = _noise_offset(time_s, 64, 2)
         picture += self._fixed
@@ -303,8 +428,12 @@ class SimulatedThermal:
         return np.clip(scaled, 0, 65535).astype(np.uint16)
 
     def truth(self, time_s: float) -> list[Truth]:
-        """Boxes of persons and vehicles in the frame of a scene time, in thermal pixels."""
-        return _truth(scene.moment(self.seed, self.scene_name, time_s), self.camera, self._backdrop)
+        """Boxes of persons, bicycles and vehicles in the frame, in thermal pixels."""
+        return self.labels(scene.moment(self.seed, self.scene_name, time_s))[1]
+
+    def labels(self, now: Moment) -> tuple[np.ndarray, list[Truth]]:
+        """Objects of a moment as a picture (H, W) uint16, 0 or the place in the list + 1."""
+        return _labels(now, self.camera, self._backdrop)
 
 
 # --- ground truth ----------------------------------------------------------------------------
@@ -312,10 +441,10 @@ class SimulatedThermal:
 
 @dataclass(frozen=True)
 class Truth:
-    """One person or vehicle in a frame. The box is clipped to the picture."""
+    """One person, bicycle or vehicle in a frame. The box is clipped to the picture."""
 
     name: str
-    kind: str  # 'person', 'car', 'truck', 'bus': the COCO class
+    kind: str  # 'person', 'bicycle', 'car', 'truck', 'bus': the COCO class
     x: float  # left, pixels
     y: float  # top
     width: float
@@ -332,12 +461,15 @@ def _silhouette(facets: Facets, shape: tuple, origin: tuple) -> np.ndarray:
     return mask
 
 
-def _truth(moment: Moment, camera: CameraModel, backdrop: Backdrop) -> list[Truth]:
+def _labels(
+    moment: Moment, camera: CameraModel, backdrop: Backdrop
+) -> tuple[np.ndarray, list[Truth]]:
+    """Which object each pixel shows (0 none, else place in the list + 1), and the objects."""
     depth = backdrop.depth
-    owner = np.zeros((camera.height, camera.width), np.int32)
+    owner = np.zeros((camera.height, camera.width), np.uint16)
     found = []
-    for index, (actor, facets) in enumerate(
-        _actors((*moment.persons, *moment.vehicles, *backdrop.street.parked), camera), start=1
+    for actor, facets in _actors(
+        (*moment.persons, *moment.vehicles, *backdrop.street.parked), camera
     ):
         left, top, right, bottom = facets.bounds
         x0, y0 = max(0.0, left), max(0.0, top)
@@ -345,20 +477,24 @@ def _truth(moment: Moment, camera: CameraModel, backdrop: Backdrop) -> list[Trut
         if x1 - x0 < 2 or y1 - y0 < 2:
             continue
         mask = _silhouette(facets, owner.shape, (0, 0)) > 0
-        owner[mask & (depth >= actor.z - 0.4)] = index
+        owner[mask & (depth >= facets.position[2] - 0.4)] = len(found) + 1
         whole = _silhouette(
             facets,
             (int(min(bottom - top, 4000)) + 2, int(min(right - left, 4000)) + 2),
             (left, top),
         ).sum()
-        found.append((index, actor, (x0, y0, x1 - x0, y1 - y0), float(whole)))
+        found.append((actor, (x0, y0, x1 - x0, y1 - y0), float(whole)))
+    shown = np.bincount(owner.ravel(), minlength=len(found) + 1)
     truths = []
-    for index, actor, box, whole in found:
-        visible = min(1.0, float((owner == index).sum()) / max(whole, 1.0))
-        kind = (
-            "person"
-            if isinstance(actor, Person)
-            else {"bus": "bus", "van": "truck"}.get(actor.kind, "car")
-        )
-        truths.append(Truth(actor.name, kind, *box, visible, actor.z))
-    return truths
+    for index, (actor, box, whole) in enumerate(found, start=1):
+        visible = min(1.0, float(shown[index]) / max(whole, 1.0))
+        truths.append(Truth(actor.name, _coco_class(actor), *box, visible, actor.z))
+    return owner, truths
+
+
+def _coco_class(actor: Person | Bicycle | Vehicle) -> str:
+    if isinstance(actor, Person):
+        return "person"
+    if isinstance(actor, Bicycle):
+        return "bicycle"
+    return {"bus": "bus", "van": "truck"}.get(actor.kind, "car")

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Simulated pairs as files, with boxes and masks: what training, evaluation and tests read.
+
+    python -m fusion_ros.cameras.street.export pairs/ --pairs 200 --size 320x240
+
+Of each kind, `pairs` pairs in one folder:
+
+    ir/<stem>.png               thermal, 8 bit
+    vi/<stem>.png               visible, colour
+    masks/<stem>.png            8 bit: 0, or k where the object of line k of boxes/fusion shows
+    boxes/fusion/<stem>.txt     all objects that a camera shows, in YOLO form: class, centre x and
+                                y, width, height as shares of the picture
+    boxes/infrared/<stem>.txt   those of them that thermal shows
+    boxes/visible/<stem>.txt    those of them that the visible shows
+    objects.jsonl               a line each pair: its kind and variant, and of each object the
+                                distance, the share that is not hidden and both contrasts
+    classes.txt                 names of the classes, a line each
+
+A stem is kind, seed and N for night or D for day, as in `snow_00012D`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fusion_ros.cameras.street.kinds import BLOCK, CLASSES, KINDS, ORDINARY, Scene, Target, render
+from fusion_ros.size import Size
+
+__all__ = ["export", "main", "stem_of", "write"]
+
+_FOLDERS = ("ir", "vi", "masks", "boxes/fusion", "boxes/infrared", "boxes/visible")
+_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+
+
+def export(
+    folder: Path,
+    pairs: int,
+    size: Size = Size(320, 240),
+    kinds: Sequence[str] = KINDS,
+    first_seed: int = 0,
+) -> list[str]:
+    """Write `pairs` pairs of each kind, seeds `first_seed` and on; returns their stems.
+
+    What `folder` holds stays, but for pairs of the same stem and for `objects.jsonl`. Raises
+    ValueError for an unknown kind, fewer than one pair or a negative seed, before it writes.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS + ORDINARY]
+    if unknown or not kinds:
+        raise ValueError(
+            f"kinds {', '.join(unknown) or 'none'}: expected some of {', '.join(KINDS + ORDINARY)}"
+        )
+    if pairs < 1 or first_seed < 0:
+        raise ValueError(f"{pairs} pairs from seed {first_seed}: expected 1 or more from 0 or more")
+    seeds = range(first_seed, first_seed + pairs)
+    return write(folder, (render(kind, seed, size) for kind in kinds for seed in seeds))
+
+
+def write(folder: Path, scenes: Iterable[Scene]) -> list[str]:
+    """Write pairs in the form that the module describes; returns their stems."""
+    folder = Path(folder)
+    for name in _FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    stems = []
+    with (folder / "objects.jsonl").open("w") as lines:
+        for scene in scenes:
+            stem = stem_of(scene)
+            for name, picture in (
+                ("ir", scene.thermal),
+                ("vi", scene.visible),
+                ("masks", scene.masks),
+            ):
+                path = folder / name / f"{stem}.png"
+                if not cv2.imwrite(str(path), picture, _FAST):
+                    raise OSError(f"cannot write {path}: is there space, and the right to write?")
+            size = Size.of(scene.thermal)
+            for name, targets in (
+                ("fusion", scene.targets),
+                ("infrared", [t for t in scene.targets if t.in_thermal]),
+                ("visible", [t for t in scene.targets if t.in_visible]),
+            ):
+                text = "".join(_yolo_line(target, size) for target in targets)
+                (folder / "boxes" / name / f"{stem}.txt").write_text(text)
+            entry = {
+                "stem": stem,
+                "kind": scene.kind,
+                "variant": scene.variant,
+                "seed": scene.seed,
+                "objects": [_rounded(asdict(target)) for target in scene.targets],
+            }
+            lines.write(json.dumps(entry) + "\n")
+            stems.append(stem)
+    return stems
+
+
+def stem_of(scene: Scene) -> str:
+    """Name of the pair's files: kind, seed, N or D."""
+    night = scene.kind in ("night", "faint") or scene.variant == "headlamps"
+    return f"{scene.kind}_{scene.seed:05d}{'N' if night else 'D'}"
+
+
+def _yolo_line(target: Target, size: Size) -> str:
+    left, top, right, bottom = target.box
+    values = np.array([left + right, top + bottom, 2 * (right - left), 2 * (bottom - top)]) / 2
+    x, y, width, height = values / (size.width, size.height, size.width, size.height)
+    return f"{CLASSES.index(target.kind)} {x:.6f} {y:.6f} {width:.6f} {height:.6f}\n"
+
+
+def _rounded(values: dict) -> dict:
+    return {k: round(v, 3) if isinstance(v, float) else v for k, v in values.items()}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Write pairs to a folder; 0 if it went well, 2 for arguments that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fusion_ros.cameras.street.export",
+        description="Write simulated pairs of thermal and visible pictures with boxes and masks.",
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pairs", type=int, default=50, help="of each kind (default: %(default)s)")
+    parser.add_argument("--size", type=Size.parse, default=Size(320, 240), help="as in 320x240")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=KINDS,
+        choices=KINDS + ORDINARY,
+        metavar="KIND",
+        help=f"of {', '.join(KINDS + ORDINARY)} (default: {' '.join(KINDS)})",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help=f"of the first pair; a multiple of {BLOCK} begins with a new street",
+    )
+    options = parser.parse_args(args)
+    try:
+        stems = export(options.folder, options.pairs, options.size, options.kinds, options.seed)
+    except (ValueError, OSError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(stems)} pairs of {options.size} in {options.folder}/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
