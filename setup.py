@@ -87,7 +87,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "fuse_node = fusion_ros.node.fuse_node:main",
+            "fuse_node = fusion_ros.node.main:main",
             "camera_node = fusion_ros.cameras.camera_node:main",
             "demo = fusion_ros.commands.demo:main",
             "build_engine = fusion_ros.commands.build_engine:main",

@@ -146,7 +146,7 @@ class Rig:
         if self._delay:
             self.node = self._python("-c", _SLEEPY_NODE, str(self._delay), *arguments)
         else:
-            self.node = self._python("-m", "fusion_ros.node.fuse_node", *arguments)
+            self.node = self._python("-m", "fusion_ros.node.main", *arguments)
 
     def warm_up(self) -> None:
         """Start the node and send pairs until they come back."""
@@ -214,7 +214,7 @@ class Rig:
 
 _SLEEPY_NODE = """
 import sys, time
-from fusion_ros.node import fuse_node
+from fusion_ros.node import main
 from fusion_ros.inference.null import NullEngine
 
 delay, run = float(sys.argv.pop(1)), NullEngine.run
@@ -224,7 +224,7 @@ def sleep_and_run(engine, feeds):
     return run(engine, feeds)
 
 NullEngine.run = sleep_and_run
-sys.exit(fuse_node.main())
+sys.exit(main.main())
 """
 
 

@@ -39,7 +39,7 @@ from fusion_ros.harness.processes import Child, ProcessError, ros_arguments, set
 from fusion_ros.inference import EngineError
 from fusion_ros.inference.models import model_path
 from fusion_ros.node.parameters import Parameters
-from fusion_ros.node.reports import Report
+from fusion_ros.node.diagnostics import Report
 
 SIZES = ((640, 480), (480, 360), (400, 300), (320, 240))
 LONGEST_S, MOST_PER_S = 36.0, 10.0
@@ -480,7 +480,7 @@ def _run(options: argparse.Namespace, parameters: Parameters) -> Summary:
         if options.detector:
             values["detector"] = str(Path(options.detector).resolve())
         begun = time.monotonic()
-        fusion = Child("fuse_node", "fusion_ros.node.fuse_node", logs, *ros_arguments(values))
+        fusion = Child("fuse_node", "fusion_ros.node.main", logs, *ros_arguments(values))
         children.append(fusion)
         recorder = Recorder(output, plan, scene=None if options.data else "tour")
         while not recorder.report:

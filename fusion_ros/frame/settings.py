@@ -115,51 +115,62 @@ class Settings:
 
     method: str = parameter(
         "baffm",
-        "fusion method, or path of a model of your own (*.onnx)",
+        "fusion method, or path of your own model (*.onnx)",
         dynamic=True,
     )
     backend: str = parameter(
-        "auto", "what runs the networks; auto takes the fastest that works", choices=BACKENDS
+        "auto", "engine for the networks; auto takes the fastest that works", choices=BACKENDS
     )
     precision: str = parameter("fp32", "arithmetic of the fusion network", choices=PRECISIONS)
-    threads: int = parameter(0, "CPU threads of a network; 0 for all cores", (0, 256))
+    threads: int = parameter(0, "CPU threads per network; 0: all cores", (0, 256))
     processing_size: int = parameter(
         0,
-        "longer side at which images are fused, px, where they are larger: faster, texture is "
-        "kept; at least 32, or 0 for their own size",
+        "larger images are fused at this length of the longer side, px, and their texture is "
+        "added again: faster; at least 32, or 0: fuse at full size",
         (0, 16384),
         dynamic=True,
     )
-    detect: bool = parameter(True, "find objects in the fused image", dynamic=True)
+    detect: bool = parameter(True, "detect objects in the fused image", dynamic=True)
     detector: str = parameter(
-        "", "path of the detector's ONNX file; empty for ~/.cache/fusion_ros/detector.onnx"
+        "", "path of the detector's ONNX file; empty: ~/.cache/fusion_ros/detector.onnx"
     )
-    confidence: float = parameter(0.25, "least score of a box", (0, 1), dynamic=True)
+    confidence: float = parameter(0.25, "minimum score of a box", (0, 1), dynamic=True)
     iou: float = parameter(
-        0.45, "overlap above which the weaker box of one class is dropped", (0, 1), dynamic=True
+        0.45,
+        "overlap (IoU) above which the weaker of two boxes of a class is dropped",
+        (0, 1),
+        dynamic=True,
     )
     classes: tuple[str, ...] = parameter(
-        (), "names of the classes to report; empty for all", dynamic=True, kind="texts"
+        (), "names of the classes to report; empty: all", dynamic=True, kind="texts"
     )
     tolerance: float = parameter(
-        0.03, "greatest distance in time of the images of a pair, s", (0, 10), dynamic=True
+        0.03, "maximum time between the two images of a pair, s", (0, 10), dynamic=True
     )
     thermal_time_offset: float = parameter(
-        0.0, "added to thermal stamps before they are compared, s", (-3600, 3600), dynamic=True
+        0.0, "added to thermal stamps before pairing, s", (-3600, 3600), dynamic=True
     )
     reuse_slower: bool = parameter(
-        False, "give every image of the faster camera the nearest of the slower", dynamic=True
+        False,
+        "pair every image of the faster camera with the nearest of the slower one, which is then "
+        "used several times",
+        dynamic=True,
     )
-    queue_size: int = parameter(10, "images of a camera that wait for a partner", (1, 1000))
+    queue_size: int = parameter(
+        10, "maximum number of images of a camera that wait for a partner", (1, 1000)
+    )
     dropout_policy: str = parameter(
         "wait",
-        "while one camera is silent: wait for it, pass the other's images through, or fuse them "
-        "with a blank image",
+        "while one camera is silent: wait for it, pass the other camera's images through, or "
+        "fuse them with a black image (blank)",
         choices=DROPOUT_POLICIES,
         dynamic=True,
     )
     gain_mode: str = parameter(
-        "percentile", "how 16-bit thermal counts become 8 bit", choices=MODES, dynamic=True
+        "percentile",
+        "how 16-bit thermal counts become 8-bit grey levels",
+        choices=MODES,
+        dynamic=True,
     )
     gain_low: float = parameter(
         1.0, "percentile of the counts shown as black", (0, 100), dynamic=True
@@ -168,29 +179,29 @@ class Settings:
         99.0, "percentile of the counts shown as white", (0, 100), dynamic=True
     )
     gain_smoothing: float = parameter(
-        0.9, "weight of the past in the gain's limits, per frame", (0, 0.999), dynamic=True
+        0.9, "weight of the previous limits of the gain, per frame", (0, 0.999), dynamic=True
     )
     gain_max_step: float = parameter(
         3.0,
-        "most that gain control moves a grey level per frame, of 255",
+        "maximum change of a grey level by gain control per frame, of 255",
         (0.01, 255),
         dynamic=True,
     )
     gain_min_span: float = parameter(
-        50.0, "least distance of black and white, counts", (1, 65535), dynamic=True
+        50.0, "minimum distance between black and white, counts", (1, 65535), dynamic=True
     )
     gain_stretch_8bit: bool = parameter(
-        False, "gain control for 8-bit thermal images too", dynamic=True
+        False, "apply gain control to 8-bit thermal images too", dynamic=True
     )
     homography: tuple[float, ...] = parameter(
         (),
-        "thermal pixel to RGB pixel, 9 numbers row by row; empty: from both camera_info",
+        "3x3 matrix from thermal to RGB pixels, 9 numbers row by row; empty: from both camera_info",
         kind="floats",
     )
     thermal_rotation: tuple[float, ...] = parameter(
         (),
-        "from the thermal to the RGB optical frame, used with both camera_info: roll, pitch, yaw "
-        "in rad, or a matrix of 9; empty for none",
+        "rotation from the thermal to the RGB optical frame, used with both camera_info: roll, "
+        "pitch, yaw in rad, or a 3x3 matrix, 9 numbers row by row; empty: none",
         kind="floats",
     )
 
@@ -199,7 +210,7 @@ class Settings:
             object.__setattr__(self, name, spec.coerce(name, getattr(self, name)))
         try:
             model_path(self.method, self.precision)
-        except ValueError as error:
+        except (ValueError, OSError, RuntimeError) as error:  # the latter two by impossible paths
             raise ParameterError("method", str(error)) from None
         if 0 < self.processing_size < SMALLEST:
             raise ParameterError(
@@ -237,7 +248,7 @@ class Settings:
         """Parameters that are read when the node configures, and do not change after that."""
         return {name for name, spec in cls.specs().items() if not spec.dynamic}
 
-    def replace(self, **changes: Any) -> Parameters:
+    def replace(self, **changes: Any) -> Settings:
         """These with `changes`; raises `ParameterError` as the constructor does."""
         return dataclasses.replace(self, **changes)
 

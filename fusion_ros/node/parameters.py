@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Parameters of the fusion node: the settings of a frame's way and those of the node itself."""
+"""Parameters of the fusion node: the settings of a frame's way, and those of the node itself."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import json
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from fusion_ros.frame.settings import ParameterError, Settings, Spec, parameter
 from fusion_ros.inference.models import list_methods
 from fusion_ros.size import Size
 
-__all__ = ["QOS", "Parameters", "markdown_table"]
+__all__ = ["QOS", "Parameters", "explain_unknown", "markdown_table", "typed", "unread_files"]
 
 QOS = ("reliable", "best_effort")
 
@@ -30,28 +34,30 @@ class Parameters(Settings):
     Raises `ParameterError` for a value of another type or outside its limits.
     """
 
-    autostart: bool = parameter(True, "configure and activate at the start")
+    autostart: bool = parameter(True, "configure and activate the node when it starts")
     build_only: bool = parameter(
         False,
-        "make the networks ready for image_size, 640x480 where it is empty, which builds and keeps "
-        "TensorRT's engines, and exit",
+        "load the networks for image_size (640x480 if that is empty), which builds and caches "
+        "TensorRT engines, then exit",
     )
     image_size: str = parameter(
         "",
-        "size of the RGB images, as in 640x480, for which the networks are made ready at the "
-        "start; empty: when the first one comes",
+        "size of the RGB images, such as 640x480, for which the networks are prepared when the "
+        "node configures; empty: when the first image comes",
     )
     camera_timeout: float = parameter(
         1.0,
-        "a camera counts as silent after so long without an image, s",
+        "a camera without an image for longer than this counts as silent, s",
         (0.05, 3600),
         dynamic=True,
     )
     qos: str = parameter(
-        "reliable", "reliability asked of the cameras; best_effort matches any", choices=QOS
+        "reliable",
+        "reliability requested from the cameras; best_effort matches every publisher",
+        choices=QOS,
     )
     log_period: float = parameter(
-        5.0, "log frames per second and latency this often, s; 0 for never", (0, 3600)
+        5.0, "interval between log lines with rate and latency, s; 0: none", (0, 3600)
     )
 
     def __post_init__(self) -> None:
@@ -60,19 +66,19 @@ class Parameters(Settings):
             try:
                 Size.parse(self.image_size)
             except ValueError as error:
-                raise ParameterError("image_size", f"{error}, or nothing") from None
+                raise ParameterError("image_size", f"{error}, or an empty text") from None
 
     @staticmethod
     def declare(node: Any) -> None:
-        """Declare all on an rclpy node, which the node's overrides then apply to."""
+        """Declare all on an rclpy node; values given to the node at its start apply to them."""
         from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
         for field in dataclasses.fields(Parameters):
-            spec: Spec = field.metadata["spec"]
+            name, spec = field.name, field.metadata["spec"]
             # Types are checked here, not by rclpy: `tolerance:=1` is a number too, and the error
             # can say what is expected.
             descriptor = ParameterDescriptor(description=spec.description, dynamic_typing=True)
-            descriptor.additional_constraints = _allowed(field.name, spec)
+            descriptor.additional_constraints = _allowed(name, spec)
             if not spec.dynamic:
                 descriptor.additional_constraints += "; read when the node configures"
             if spec.kind is float and spec.limits:
@@ -83,23 +89,126 @@ class Parameters(Settings):
             elif spec.kind is int and spec.limits:
                 low, high = spec.limits
                 descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
-            node.declare_parameter(field.name, _as_ros(field.default), descriptor)
+            node.declare_parameter(name, _as_ros(field.default), descriptor)
+            # rclpy takes an empty list for bytes and 1 for an integer: store the right type. A
+            # value that has no such type is reported when the node configures.
+            with contextlib.suppress(ParameterError):
+                node.set_parameters([typed(node.get_parameter(name))])
 
     @classmethod
     def from_node(cls, node: Any) -> Parameters:
-        """The node's values; raises `ParameterError` for one that cannot be used."""
+        """Read the node's values; raises `ParameterError` for one that cannot be used."""
         return cls(**{name: node.get_parameter(name).value for name in cls.specs()})
+
+    @classmethod
+    def check_changes(cls, now: dict[str, Any], changes: dict[str, Any]) -> None:
+        """Check `changes` of the values `now`, of which others may be wrong.
+
+        Raises `ParameterError` if a changed value cannot be used.
+        """
+        values = now | changes
+        defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+        while True:
+            try:
+                cls(**values)
+                return
+            except ParameterError as error:
+                name = error.name
+                if name in changes or values.get(name) == defaults[name]:
+                    raise
+                # Wrong before this change, and not to be blamed on it.
+                values[name] = defaults[name]
 
     @property
     def expected_size(self) -> Size | None:
-        """The size that the networks are made ready for at the start; None if unknown."""
+        """Size of the RGB images that the networks are prepared for; None if unknown."""
         if self.image_size:
             return Size.parse(self.image_size)
         return _USUAL_SIZE if self.build_only else None
 
 
+def typed(parameter: Any) -> Any:
+    """An rclpy Parameter in the type that is declared for its name; others as they are.
+
+    Raises `ParameterError` for a value that has no such type or is not allowed.
+    """
+    from rclpy.parameter import Parameter
+
+    spec = Parameters.specs().get(parameter.name)
+    if spec is None:
+        return parameter
+    kinds = {
+        bool: Parameter.Type.BOOL,
+        int: Parameter.Type.INTEGER,
+        float: Parameter.Type.DOUBLE,
+        str: Parameter.Type.STRING,
+        "floats": Parameter.Type.DOUBLE_ARRAY,
+        "texts": Parameter.Type.STRING_ARRAY,
+    }
+    value = spec.coerce(parameter.name, parameter.value)
+    return Parameter(parameter.name, kinds[spec.kind], _as_ros(value))
+
+
+def explain_unknown(name: str) -> str:
+    """Say that the node has no parameter `name`, and which one may be meant."""
+    if name.startswith("qos_overrides."):
+        return (
+            f"parameter '{name}' has no effect: expected qos_overrides.<topic>.<publisher or "
+            "subscription>.<history, depth, reliability or durability>, with the full name of a "
+            "topic of this node"
+        )
+    close = difflib.get_close_matches(name, Parameters.specs(), 1)
+    hint = f": do you mean '{close[0]}'?" if close else "; `ros2 param list` names all it has"
+    return f"parameter '{name}' has no effect, this node has none of that name{hint}"
+
+
+def unread_files(arguments: Sequence[str], node: str) -> list[str]:
+    """Warnings about parameter files that hold nothing for a node.
+
+    arguments: the process's command line, with `--params-file PATH` in it; node: its full name,
+    such as `/front/fuse_node`. rcl skips sections of other nodes in silence.
+    """
+    import yaml  # comes with rclpy
+
+    warnings = []
+    for flag, path in zip(arguments, arguments[1:]):
+        if flag != "--params-file":
+            continue
+        try:
+            sections = _sections(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # rcl has reported it
+        if sections and not any(_matches(section, node) for section in sections):
+            warnings.append(
+                f"{path} sets no parameter of this node: it is for {', '.join(sections)}, "
+                f"expected '{node}' or '/**'"
+            )
+    return warnings
+
+
+def _sections(content: Any, prefix: str = "") -> list[str]:
+    """Full names of the nodes that a parameter file is for, wildcards included."""
+    names: list[str] = []
+    for key, value in content.items() if isinstance(content, dict) else ():
+        name = f"{prefix}/{str(key).strip('/')}"
+        if isinstance(value, dict):
+            names += [name] if "ros__parameters" in value else _sections(value, name)
+    return names
+
+
+def _matches(section: str, node: str) -> bool:
+    # As in rcl: `*` stands for one part of a name, `**` for any number of parts.
+    pattern = re.escape(section).replace(r"/\*\*", "(/[^/]+)*").replace(r"\*", "[^/]+")
+    return re.fullmatch(pattern, node) is not None
+
+
 def markdown_table() -> str:
-    """Return all parameters as a Markdown table, with the note that belongs to it."""
+    """All parameters as a Markdown table, with the note that belongs to it.
+
+    It needs numpy, OpenCV and the weights folder, which names the methods; it needs no ROS. The
+    text depends on nothing else, so a test can look for it in a page. It starts with `_HEADER` and
+    ends with `_NOTE`, by which `main` finds it in a page.
+    """
     rows = [_HEADER, "|---|---|---|---|"]
     for field in dataclasses.fields(Parameters):
         spec: Spec = field.metadata["spec"]

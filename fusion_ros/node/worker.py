@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""A thread that handles one item at a time; of the items that wait for it, the newest wins."""
+"""A thread that handles one item at a time; a newer waiting item replaces an older one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,28 @@ T = TypeVar("T")
 
 
 class Worker(Generic[T]):
-    """Calls `handle` with what was submitted last, in a thread of its own.
+    """Calls `handle` with the latest item submitted, in a thread of its own.
 
-    There is room for one waiting item, so a slow handler works on what is new instead of falling
-    behind. `handle` deals with its own errors.
+    One item can wait, so a slow handler works on recent items instead of falling behind.
+
+    Args:
+        handle: called with each item.
+        name: name of the thread.
+        failed: called with an exception that `handle` or `at_end` raised.
+        at_end: called in the thread after its last item, to free what `handle` used. That is the
+            only safe moment when `stop` could not wait for the item in hand.
     """
 
-    def __init__(self, handle: Callable[[T], None], name: str) -> None:
+    def __init__(
+        self,
+        handle: Callable[[T], None],
+        name: str,
+        failed: Callable[[Exception], None],
+        at_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self._handle = handle
+        self._failed = failed
+        self._at_end = at_end
         self._changed = threading.Condition()
         self._waiting: T | None = None
         self._busy = False
@@ -30,43 +44,66 @@ class Worker(Generic[T]):
         self._thread.start()
 
     def submit(self, item: T) -> bool:
-        """Hand over an item, not None; True if it displaced another one."""
+        """Hand over an item, not None; return whether a waiting item was displaced."""
         with self._changed:
             displaced = self._waiting is not None
             self._waiting = item
-            self._changed.notify()
+            self._changed.notify_all()
             return displaced
 
     @property
     def pending(self) -> int:
-        """Items not done with: the one in hand and the one that waits."""
+        """Number of items in progress: the one in hand and the waiting one."""
         with self._changed:
             return self._busy + (self._waiting is not None)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still runs: after `stop`, that the item in hand took too long."""
+        """Whether the thread still runs; after `stop`, the item in hand is not finished then."""
         return self._thread.is_alive()
 
-    def stop(self, timeout: float | None = None) -> bool:
-        """End the thread once the item in hand is done; True if another one was waiting.
+    def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until nothing is in progress; return whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy and self._waiting is None, timeout)
 
-        Waits for that, or at most `timeout` seconds.
+    def clear(self) -> bool:
+        """Drop the waiting item; return whether there was one."""
+        with self._changed:
+            dropped = self._waiting is not None
+            self._waiting = None
+            self._changed.notify_all()
+            return dropped
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread after the item in hand; return whether a waiting item was dropped.
+
+        Waits up to `timeout` seconds. `alive` tells whether that was enough; if not, the thread
+        ends later by itself.
         """
         with self._changed:
             self._stopped = True
-            dropped = self._waiting is not None
-            self._waiting = None
-            self._changed.notify()
+        dropped = self.clear()
         self._thread.join(timeout)
         return dropped
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._busy = False
-                self._changed.wait_for(lambda: self._stopped or self._waiting is not None)
-                if self._stopped:
-                    return
-                item, self._waiting, self._busy = self._waiting, None, True
-            self._handle(item)
+        while (item := self._next()) is not None:
+            self._call(self._handle, item)
+        self._call(self._at_end)
+
+    def _next(self) -> T | None:
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stopped or self._waiting is not None)
+            if self._stopped:
+                return None
+            item, self._waiting, self._busy = self._waiting, None, True
+            return item
+
+    def _call(self, function: Callable[..., None], *args: T) -> None:
+        try:
+            function(*args)
+        except Exception as error:
+            self._failed(error)

@@ -43,7 +43,7 @@ from fusion_ros.commands.benchmark.plot import MatplotlibMissing, plot
 from fusion_ros.commands.benchmark.results import Config, Input, Result, ResultError
 from fusion_ros.commands.benchmark.search import confirm_peak, find_peak
 from fusion_ros.inference.models import list_methods
-from fusion_ros.node.reports import Report
+from fusion_ros.node.diagnostics import Report
 
 MS = 1_000_000
 

@@ -67,7 +67,7 @@ def test_files_that_are_not_there_are_named(option, tmp_path):
 
 
 def test_a_process_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
-    child = Child("fuse_node", "fusion_ros.node.fuse_node", tmp_path, "-p", "method:=nonsense")
+    child = Child("fuse_node", "fusion_ros.node.main", tmp_path, "-p", "method:=nonsense")
     while not child.ended():
         time.sleep(0.05)
     with pytest.raises(ProcessError, match="(?s)fuse_node ended with status 1.*choose one of"):

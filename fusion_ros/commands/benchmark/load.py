@@ -27,7 +27,7 @@ from std_msgs.msg import Header
 from fusion_ros.commands.benchmark.measurement import Arrival, Sending
 from fusion_ros.commands.benchmark.pairs import Pairs
 from fusion_ros.frame import images
-from fusion_ros.node.reports import Report
+from fusion_ros.node.diagnostics import Report
 
 __all__ = ["Load"]
 

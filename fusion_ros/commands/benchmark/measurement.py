@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from fusion_ros.commands.benchmark.machine import Memory
 from fusion_ros.frame.monitor import Percentiles, percentiles
-from fusion_ros.node.reports import Report
+from fusion_ros.node.diagnostics import Report
 
 __all__ = [
     "LEAST_PAIRS",

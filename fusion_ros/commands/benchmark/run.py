@@ -30,7 +30,7 @@ from fusion_ros.harness.processes import Child, ProcessError, ros_arguments
 from fusion_ros.inference.models import model_path
 from fusion_ros.node.fastdds import PROFILE_VARIABLE
 from fusion_ros.node.parameters import Parameters
-from fusion_ros.node.reports import Report
+from fusion_ros.node.diagnostics import Report
 
 __all__ = ["Plan", "label", "run"]
 
@@ -188,7 +188,7 @@ class _Run:
         load.forget()
         begun_ns, begun = time.time_ns(), time.monotonic()
         name = f"{self._result.label}_{name}"
-        node = Child(name, "fusion_ros.node.fuse_node", self._logs, *arguments)
+        node = Child(name, "fusion_ros.node.main", self._logs, *arguments)
         load.alive = node.check
         try:
             while len(load.arrivals) < _WARM_PAIRS:

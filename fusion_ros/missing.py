@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""What to install when a library that a command needs cannot be imported."""
+
+from __future__ import annotations
+
+__all__ = ["remedy"]
+
+_SOURCE_ROS = (
+    "source /opt/ros/<distribution>/setup.bash where ROS is installed, "
+    "or `pip install 'fusion_ros[ros]'`"
+)
+_REMEDIES = {
+    "rclpy": _SOURCE_ROS,
+    "rcl_interfaces": _SOURCE_ROS,
+    "lifecycle_msgs": _SOURCE_ROS,
+    "sensor_msgs": _SOURCE_ROS,
+    "std_msgs": _SOURCE_ROS,
+    "diagnostic_msgs": _SOURCE_ROS,
+    "builtin_interfaces": _SOURCE_ROS,
+    "onnxruntime": (
+        "`pip install onnxruntime`; on a Jetson, the onnxruntime-gpu wheel for its JetPack"
+    ),
+    "cv2": "`apt install python3-opencv` or `pip install opencv-python-headless`",
+    "numpy": "`apt install python3-numpy` or `pip install numpy`",
+    "yaml": "`apt install python3-yaml` or `pip install PyYAML`",
+}
+
+
+def remedy(error: ImportError) -> str:
+    """One line that says which library could not be imported, why, and how to install it."""
+    module = (error.name or "").partition(".")[0]
+    problem = " ".join(str(error).split()) or type(error).__name__
+    # A library for another Python version fails in a module of its own.
+    install = _REMEDIES.get(module) or (f"`pip install {module}`" if module else "")
+    return f"{problem}; {install}" if install else problem

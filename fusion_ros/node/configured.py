@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""What the node has from its configuration to its cleanup: networks, publishers, worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rclpy.parameter import Parameter
+
+from fusion_ros.frame.monitor import Monitor
+from fusion_ros.frame.pairing import Pair, Pairer
+from fusion_ros.frame.pipeline import Network, Pipeline, load_network
+from fusion_ros.node.camera import Camera
+from fusion_ros.node.diagnostics import Diagnostics
+from fusion_ros.node.frames import Frames, Job
+from fusion_ros.node.guard import describe
+from fusion_ros.node.loader import Loader
+from fusion_ros.node.outputs import Outputs
+from fusion_ros.node.parameters import Parameters
+from fusion_ros.node.worker import Worker
+
+if TYPE_CHECKING:
+    from fusion_ros.node.fuse_node import FuseNode
+
+__all__ = ["Configured"]
+
+_PAUSE_S = 0.5
+"""How long `pause` waits for the frame in hand, at most."""
+
+
+class Configured:
+    """The parts that turn pairs of images into messages, and the parameters they work by.
+
+    All methods belong to the executor's thread. `Frames` runs in the worker's thread, `Loader` in
+    its own.
+
+    Raises EngineError or ValueError if the networks cannot be loaded; nothing is left behind.
+    """
+
+    def __init__(self, node: FuseNode, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self._node = node
+        self._closed = False
+        self.monitor = Monitor(node.get_logger().warning)
+        self.cameras = (Camera("thermal"), Camera("rgb"))
+        self.pairer = Pairer(
+            round(parameters.tolerance * 1e9),
+            parameters.queue_size,
+            round(parameters.thermal_time_offset * 1e9),
+            parameters.reuse_slower,
+        )
+        network = load_network(parameters, parameters.expected_size, node.log_once)
+        self.pipeline = Pipeline(parameters, network, self.monitor)
+        self.loader = Loader(
+            self.pipeline, self.monitor, node.log_once, self.say_what_runs, self._set_back
+        )
+        try:
+            self.loader.load_first_detector(parameters)
+            self.outputs = Outputs(node)
+        except Exception:
+            self.loader.stop(0.0)
+            self.pipeline.close()
+            raise
+        self.frames = Frames(
+            self.pipeline,
+            self.monitor,
+            self.outputs,
+            self.cameras,
+            node.count_publishers_of,
+            lambda: node.get_clock().now().nanoseconds,
+        )
+        # The worker outlives a deactivation, since the frame in hand may be building an engine.
+        # It frees the networks itself: nobody else knows when that frame is done.
+        self.worker: Worker[Job] = Worker(
+            self.frames.process, "fusion", self._frame_failed, self.pipeline.close
+        )
+        self.diagnostics = Diagnostics(
+            node.get_fully_qualified_name().lstrip("/"),
+            self.monitor,
+            self.pairer,
+            self.pipeline,
+            self.cameras,
+            node.resolve_topic_name,
+            node.count_publishers_of,
+        )
+
+    def use(self, parameters: Parameters) -> None:
+        """Work by other parameters from the next frame on; networks follow once loaded."""
+        self.parameters = parameters
+        self.pairer.tolerance_ns = round(parameters.tolerance * 1e9)
+        self.pairer.reuse_slower = parameters.reuse_slower
+        offset_ns = round(parameters.thermal_time_offset * 1e9)
+        if offset_ns != self.pairer.thermal_offset_ns:
+            self.pairer.thermal_offset_ns = offset_ns
+        self.pipeline.change(settings=parameters)
+        self.loader.request(parameters)
+
+    def submit(self, job: Job) -> None:
+        """Hand images to the worker; they displace those that still wait for it."""
+        if self.worker.submit(job):
+            self.monitor.count("displaced")
+
+    def submit_pairs(self, pairs: list[Pair]) -> None:
+        for pair in pairs:
+            self.submit(Job(pair.thermal.item, pair.visible.item))
+
+    def report(self) -> None:
+        """Publish the diagnostics."""
+        statuses = self.diagnostics.statuses(self.worker.pending, self.loader.detector_problem)
+        self.outputs.diagnostics(statuses)
+
+    def pause(self) -> None:
+        """Drop waiting images; the frame in hand gets a moment to finish."""
+        dropped = self.worker.clear() + len(self.pairer.flush())
+        self.monitor.count("displaced", dropped)
+        self.worker.wait(_PAUSE_S)
+
+    def close(self, timeout: float) -> bool:
+        """End the threads and free the networks; return whether that is done.
+
+        Waits up to `timeout` seconds. What is not done then ends later by itself, the networks
+        are freed after that.
+        """
+        self._closed = True
+        self.worker.stop(timeout)
+        loaded = self.loader.stop(0.1)
+        self.outputs.close()
+        return loaded and not self.worker.alive
+
+    def say_what_runs(self, network: Network) -> None:
+        engine = network.fuser.running.description
+        self._node.get_logger().info(f"fusing by {network} on {engine}")
+
+    def _frame_failed(self, error: Exception) -> None:
+        # After the end the publishers are gone, which is no fault of the frame.
+        if not self._closed and self._node.context.ok():
+            self.monitor.count("rejected")
+            self.monitor.fault("frame_failed", f"a frame was left out: {describe(error)}")
+
+    def _set_back(self, wanted: Parameters, running: Network) -> None:
+        """Set the parameters of the network that stays; called in the loader's thread."""
+        names = ("method", "processing_size")
+        values = (running.method, running.fuser.processing_size)
+
+        def set_back() -> None:
+            now = self.parameters
+            if not self._closed and all(getattr(now, n) == getattr(wanted, n) for n in names):
+                # At once: one by one they would ask for networks that nobody wants.
+                self._node.set_parameters_atomically(
+                    [Parameter(name, value=value) for name, value in zip(names, values)]
+                )
+
+        self._node.call_later(set_back)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""One frame in the worker's thread: fuse a pair of messages, find objects, publish both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rclpy.time import Time
+from sensor_msgs.msg import Image
+
+from fusion_ros.frame import images
+from fusion_ros.frame.detector import Detection, draw
+from fusion_ros.frame.monitor import Monitor
+from fusion_ros.frame.pipeline import Pipeline
+from fusion_ros.inference import EngineError
+from fusion_ros.node.camera import Camera
+from fusion_ros.node.outputs import ANNOTATED, DETECTIONS, FUSED, Outputs
+
+__all__ = ["Frames", "Job"]
+
+_CALIBRATION_S = 0.2
+"""How long the first frame waits for camera_info, at most."""
+_ODD_LATENCY_MS = 10_000.0
+"""A latency above this comes from clocks that differ, not from processing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Images to fuse; one of them is None while its camera is silent."""
+
+    thermal: Image | None
+    rgb: Image | None
+    queued: float = field(default_factory=time.perf_counter)
+
+
+class Frames:
+    """Takes one `Job` after the other through the pipeline; an exception costs that frame.
+
+    Args:
+        count_publishers: number of publishers of a topic that is named relative to the node.
+        now_ns: the node's clock.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        monitor: Monitor,
+        outputs: Outputs,
+        cameras: Sequence[Camera],
+        count_publishers: Callable[[str], int],
+        now_ns: Callable[[], int],
+    ) -> None:
+        self.await_calibration = False
+        self._pipeline = pipeline
+        self._monitor = monitor
+        self._outputs = outputs
+        self._cameras = cameras
+        self._rgb = next(camera for camera in cameras if camera.name == "rgb")
+        self._count_publishers = count_publishers
+        self._now_ns = now_ns
+        self._to_thermal = images.Converter(images.thermal_array)
+        self._to_visible = images.Converter(images.visible_bgr)
+
+    def process(self, job: Job) -> None:
+        """Fuse the job's images and publish what has subscribers."""
+        monitor, pipeline, outputs = self._monitor, self._pipeline, self._outputs
+        monitor.stage("queue", 1e3 * (time.perf_counter() - job.queued))
+        if self.await_calibration:
+            self.await_calibration = False
+            self._await_calibration()
+        with monitor.timed("convert"):
+            thermal = None if job.thermal is None else self._to_thermal(job.thermal)
+            visible = None if job.rgb is None else self._to_visible(job.rgb)
+        fused = pipeline.fuse(thermal, visible)
+        header = (job.thermal if job.rgb is None else job.rgb).header
+        with monitor.timed("publish"):
+            outputs.image(FUSED, fused, header)
+            outputs.info(self._rgb.info, header)
+        found: list[Detection] = []
+        # The detector runs only for subscribers of its boxes.
+        if pipeline.detects and outputs.wanted(DETECTIONS, ANNOTATED):
+            found = self._detect(fused)
+            monitor.count("detections", len(found))
+        with monitor.timed("publish_boxes"):
+            outputs.detections(found, header)
+            if outputs.wanted(ANNOTATED):
+                outputs.image(ANNOTATED, draw(fused, found), header)
+        self._note_latency(header)
+
+    def _detect(self, fused: np.ndarray) -> list[Detection]:
+        try:
+            return self._pipeline.detect(fused)
+        except EngineError as error:
+            self._monitor.fault("detector_failed", f"a frame has no boxes: {error}")
+            return []
+
+    def _await_calibration(self) -> None:
+        """Give the camera_info of both cameras time to arrive, if somebody publishes them."""
+        end = time.monotonic() + _CALIBRATION_S
+        for camera in self._cameras:
+            if self._count_publishers(camera.info_topic):
+                camera.has_info.wait(max(0.0, end - time.monotonic()))
+
+    def _note_latency(self, header: Any) -> None:
+        latency_ms = 1e-6 * (self._now_ns() - Time.from_msg(header.stamp).nanoseconds)
+        self._monitor.fused(latency_ms)
+        if abs(latency_ms) > _ODD_LATENCY_MS:
+            self._monitor.fault(
+                "odd_stamps",
+                f"images are stamped {1e-3 * latency_ms:.1f} s before this node's time, so latency "
+                "means nothing: synchronise the clocks, or set use_sim_time for a bag",
+            )

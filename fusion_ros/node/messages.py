@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Filling the messages that the node publishes, other than images (see `frame.images`)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
+
+from fusion_ros.frame.detector import Detection
+from fusion_ros.node.diagnostics import Status
+
+__all__ = ["camera_info", "detection_array", "diagnostic_array"]
+
+
+def detection_array(detections: Sequence[Detection], header: Header) -> Any:
+    """Return a vision_msgs/Detection2DArray: class names as ids, boxes by centre and size in px.
+
+    Raises ImportError where vision_msgs is not installed.
+    """
+    from vision_msgs.msg import (
+        BoundingBox2D,
+        Detection2D,
+        Detection2DArray,
+        ObjectHypothesisWithPose,
+    )
+
+    array = Detection2DArray(header=header)
+    for one in detections:
+        box = BoundingBox2D(size_x=one.width, size_y=one.height)
+        box.center.position.x = one.x + one.width / 2
+        box.center.position.y = one.y + one.height / 2
+        hypothesis = ObjectHypothesisWithPose()
+        hypothesis.hypothesis.class_id = one.class_name
+        hypothesis.hypothesis.score = one.score
+        array.detections.append(Detection2D(header=header, results=[hypothesis], bbox=box))
+    return array
+
+
+def camera_info(info: CameraInfo, header: Header) -> CameraInfo:
+    """`info` with another header; the original stays as it is."""
+    result = copy.copy(info)
+    result.header = header
+    return result
+
+
+def diagnostic_array(statuses: Sequence[Status], stamp: Any) -> DiagnosticArray:
+    """Return the DiagnosticArray that `diagnostics.Report.read` reads back."""
+    return DiagnosticArray(
+        header=Header(stamp=stamp),
+        status=[
+            DiagnosticStatus(
+                name=status.name,
+                hardware_id=status.hardware_id,
+                level=bytes([status.level]),
+                message=status.message,
+                values=[KeyValue(key=key, value=text) for key, text in status.values.items()],
+            )
+            for status in statuses
+        ],
+    )
