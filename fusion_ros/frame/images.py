@@ -4,6 +4,9 @@
 Messages are duck-typed (`height`, `width`, `encoding`, `is_bigendian`, `step`, `data`), so
 nothing here needs ROS. An image that cannot be read raises `ImageError`, whose text says what
 was wrong, what was expected and what to do.
+
+To add an input encoding, add one entry to `ENCODINGS`. 16 bit becomes 8 bit in two places: in
+`to_8bit` here for visible images, and in `thermal.GainControl` for thermal ones.
 """
 
 from __future__ import annotations
@@ -12,19 +15,27 @@ import array
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 
+from fusion_ros.size import Size
+
 __all__ = [
+    "ENCODINGS",
     "THERMAL_ENCODINGS",
     "VISIBLE_ENCODINGS",
     "Converter",
+    "Encoding",
     "ImageError",
     "fill",
     "output_buffer",
     "thermal_array",
+    "to_8bit",
     "view",
     "visible_bgr",
 ]
@@ -38,80 +49,192 @@ class ImageError(ValueError):
         self.encoding = encoding
 
 
+Conversion = Callable[[np.ndarray, Size, "np.ndarray | None"], np.ndarray]
+"""From the array of `view` and the image's size to grey or BGR, written to the array if given."""
+
+
+def _as_is(pixels: np.ndarray, size: Size, out: np.ndarray | None) -> np.ndarray:
+    return pixels
+
+
+def _colour(code: int, channels: int = 3) -> Conversion:
+    """Conversion by a colour code of OpenCV, in the bit depth of the pixels."""
+
+    def convert(pixels: np.ndarray, size: Size, out: np.ndarray | None) -> np.ndarray:
+        if pixels.ndim == 2:
+            pixels = pixels[:, : size.width]  # planar encodings: leave out the rows' padding
+        shape = size.shape if channels == 1 else (*size.shape, channels)
+        return cv2.cvtColor(pixels, code, dst=output_buffer(out, shape, pixels.dtype.type))
+
+    return convert
+
+
+def _grey(code: int) -> Conversion:
+    return _colour(code, channels=1)
+
+
+def _first_plane(pixels: np.ndarray, size: Size, out: np.ndarray | None) -> np.ndarray:
+    """The luminance of planar YUV as it is, a view."""
+    return pixels[: size.height, : size.width]
+
+
+_BGR_OF_YUV = np.array([[1.164, 2.018, 0], [1.164, -0.391, -0.813], [1.164, 0, 1.596]])
+_BGR_OF_YUV = np.column_stack((_BGR_OF_YUV, _BGR_OF_YUV @ (-16, -128, -128))).astype(np.float32)
+"""BT.601 with Y from 16 to 235, as OpenCV converts the other YUV encodings."""
+
+
+def _bgr_of_nv24(pixels: np.ndarray, size: Size, out: np.ndarray | None) -> np.ndarray:
+    """NV24, which OpenCV does not convert: Y, then U and V of every pixel side by side."""
+    luminance = _first_plane(pixels, size, None)
+    chroma = pixels[size.height :].reshape(size.height, -1)[:, : 2 * size.width]
+    yuv = cv2.merge([luminance, chroma.reshape(*size.shape, 2)])
+    return cv2.transform(yuv, _BGR_OF_YUV, dst=output_buffer(out, (*size.shape, 3)))
+
+
+_ANY_SIZE = Size(1, 1)
+
+
 @dataclass(frozen=True)
-class _Layout:
-    """How an encoding lies in memory, and the OpenCV conversions that leave it."""
+class Encoding:
+    """How the pixels of an encoding lie in memory, and how they become grey and BGR.
+
+    dtype, channels: of the array that `view` gives.
+    grey: to the thermal image, (H, W) of `dtype`.
+    bgr: to the visible image, (H, W, 3) of `dtype`; None where it cannot be one.
+    planes: rows in memory for each row of the image; above 1 where chroma follows luminance.
+    multiple: the width and height are multiples of these.
+    bridged: cv_bridge converts it, where it is installed.
+    """
 
     dtype: type
-    channels: int
-    to_grey: int | None = None
-    to_bgr: int | None = None
+    channels: int = 1
+    grey: Conversion = _as_is
+    bgr: Conversion | None = _colour(cv2.COLOR_GRAY2BGR)
+    planes: int | Fraction = 1
+    multiple: Size = _ANY_SIZE
+    bridged: bool = False
 
     @property
     def pixel_bytes(self) -> int:
+        """Bytes of a pixel in a row (of the first plane)."""
         return self.channels * np.dtype(self.dtype).itemsize
 
 
-_GREY8 = _Layout(np.uint8, 1, to_bgr=cv2.COLOR_GRAY2BGR)
-_GREY16 = _Layout(np.uint16, 1)
-_BGR8 = _Layout(np.uint8, 3, to_grey=cv2.COLOR_BGR2GRAY)
-_LAYOUTS = {
-    "mono8": _GREY8,
-    "mono16": _GREY16,
-    "rgb8": _Layout(np.uint8, 3, cv2.COLOR_RGB2GRAY, cv2.COLOR_RGB2BGR),
-    "bgr8": _BGR8,
-    "rgba8": _Layout(np.uint8, 4, cv2.COLOR_RGBA2GRAY, cv2.COLOR_RGBA2BGR),
-    "bgra8": _Layout(np.uint8, 4, cv2.COLOR_BGRA2GRAY, cv2.COLOR_BGRA2BGR),
-    "8UC1": _GREY8,
-    "16UC1": _GREY16,
-    # Three unnamed channels are BGR by OpenCV's custom, as in cv_bridge.
-    "8UC3": _BGR8,
-}
+def _colours(dtype: type, order: str) -> Encoding:
+    """Encoding of interleaved colours in an order that OpenCV names: RGB, BGR, RGBA, BGRA."""
+    grey = _grey(getattr(cv2, f"COLOR_{order}2GRAY"))
+    bgr = _as_is if order == "BGR" else _colour(getattr(cv2, f"COLOR_{order}2BGR"))
+    return Encoding(dtype, len(order), grey, bgr)
 
-THERMAL_ENCODINGS: tuple[str, ...] = tuple(_LAYOUTS)
+
+def _bayer(dtype: type, order: str) -> Encoding:
+    """Encoding of a Bayer pattern; OpenCV names it by its second row's second and third pixel."""
+    grey, bgr = (getattr(cv2, f"COLOR_Bayer{order}2{to}") for to in ("GRAY", "BGR"))
+    return Encoding(dtype, 1, _grey(grey), _colour(bgr), bridged=True)
+
+
+def _packed_yuv(order: str) -> Encoding:
+    """Encoding of YUV 4:2:2: two bytes a pixel, of which one is luminance."""
+    grey, bgr = (getattr(cv2, f"COLOR_YUV2{to}_{order}") for to in ("GRAY", "BGR"))
+    return Encoding(np.uint8, 2, _grey(grey), _colour(bgr), multiple=Size(2, 1), bridged=True)
+
+
+def _planar_yuv(order: str) -> Encoding:
+    """Encoding of YUV 4:2:0: luminance, then half as many rows of chroma."""
+    bgr = _colour(getattr(cv2, f"COLOR_YUV2BGR_{order}"))
+    return Encoding(np.uint8, 1, _first_plane, bgr, planes=Fraction(3, 2), multiple=Size(2, 2))
+
+
+ENCODINGS: dict[str, Encoding] = {
+    "mono8": Encoding(np.uint8),
+    "mono16": Encoding(np.uint16),
+    "rgb8": _colours(np.uint8, "RGB"),
+    "bgr8": _colours(np.uint8, "BGR"),
+    "rgba8": _colours(np.uint8, "RGBA"),
+    "bgra8": _colours(np.uint8, "BGRA"),
+    "rgb16": _colours(np.uint16, "RGB"),
+    "bgr16": _colours(np.uint16, "BGR"),
+    "rgba16": _colours(np.uint16, "RGBA"),
+    "bgra16": _colours(np.uint16, "BGRA"),
+    # OpenCV's own names do not say what the channels are: grey, BGR and BGRA by its custom.
+    "8UC1": Encoding(np.uint8),
+    "8UC3": _colours(np.uint8, "BGR"),
+    "8UC4": _colours(np.uint8, "BGRA"),
+    "16UC1": Encoding(np.uint16),
+    "16UC3": _colours(np.uint16, "BGR"),
+    "16SC1": Encoding(np.int16, bgr=None),
+    # Degrees Celsius or kelvin.
+    "32FC1": Encoding(np.float32, bgr=None),
+    "bayer_rggb8": _bayer(np.uint8, "BG"),
+    "bayer_bggr8": _bayer(np.uint8, "RG"),
+    "bayer_gbrg8": _bayer(np.uint8, "GR"),
+    "bayer_grbg8": _bayer(np.uint8, "GB"),
+    "bayer_rggb16": _bayer(np.uint16, "BG"),
+    "bayer_bggr16": _bayer(np.uint16, "RG"),
+    "bayer_gbrg16": _bayer(np.uint16, "GR"),
+    "bayer_grbg16": _bayer(np.uint16, "GB"),
+    # From ROS 2 Iron on yuv422 is called uyvy, too, and yuv422_yuy2 yuyv.
+    "yuv422": _packed_yuv("UYVY"),
+    "uyvy": _packed_yuv("UYVY"),
+    "yuv422_yuy2": _packed_yuv("YUY2"),
+    "yuyv": _packed_yuv("YUY2"),
+    "nv12": _planar_yuv("NV12"),
+    "nv21": _planar_yuv("NV21"),
+    "nv24": Encoding(np.uint8, 1, _first_plane, _bgr_of_nv24, planes=3),
+}
+"""Every encoding that is read, by its name in sensor_msgs/Image."""
+
+THERMAL_ENCODINGS: tuple[str, ...] = tuple(ENCODINGS)
 """Encodings `thermal_array` reads; colour ones (a false-colour camera) give their luminance."""
 
-VISIBLE_ENCODINGS: tuple[str, ...] = tuple(_LAYOUTS)
+VISIBLE_ENCODINGS: tuple[str, ...] = tuple(name for name, e in ENCODINGS.items() if e.bgr)
 """Encodings `visible_bgr` reads."""
 
 
 def view(msg: Any) -> np.ndarray:
     """The message's pixels as a read-only array that shares its memory.
 
-    Returns (H, W) or (H, W, C), uint8 or uint16; `step` becomes the row stride, and big-endian
-    16-bit data keeps its byte order in the dtype (`>u2`). The array is valid for as long as the
-    message's data is not changed.
+    Returns (H, W) or (H, W, C) of the encoding's dtype; `step` becomes the row stride, and
+    big-endian data keeps its byte order in the dtype (`>u2`). YUV in planes (nv12, nv21, nv24)
+    comes as it lies in memory, (rows of all planes, step) with padding. The array is valid for
+    as long as the message's data is not changed.
 
-    Raises `ImageError` for an unknown encoding, an empty image, or `step` and `data` too small
+    Raises `ImageError` for an unknown encoding, an empty image, and `step` and `data` too small
     for the size they should hold.
     """
-    layout = _layout(msg.encoding)
-    dtype = np.dtype(layout.dtype)
+    encoding = _encoding(msg.encoding)
+    dtype = np.dtype(encoding.dtype)
     height, width, step = msg.height, msg.width, msg.step
-    row_bytes = width * layout.pixel_bytes
+    row_bytes = width * encoding.pixel_bytes
     if height <= 0 or width <= 0:
         raise _error(msg, "it has no pixels; expected a width and height of at least 1")
+    if width % encoding.multiple.width or height % encoding.multiple.height:
+        which = "width" if encoding.multiple.height == 1 else "width and height"
+        raise _error(msg, f"expected an even {which}, since pixels share their colour")
+    data = _bytes_of(msg)
+    rows = int(height * encoding.planes)
+    if encoding.planes > 1 and data.nbytes == rows * row_bytes:
+        step = row_bytes  # without padding, whatever a driver takes for the step of planes
     if step < row_bytes:
         raise _error(
             msg,
             f"step is {step}, expected at least {row_bytes} bytes a row; "
             "correct the camera driver's step or its encoding",
         )
-    data = _bytes_of(msg)
     # The last row may lack its padding.
-    needed = step * (height - 1) + row_bytes
+    needed = step * rows if encoding.planes > 1 else step * (rows - 1) + row_bytes
     if data.nbytes < needed:
         raise _error(
             msg,
-            f"data is truncated: {data.nbytes} bytes, expected {step * height} "
-            f"({height} rows of {step}); check the camera driver and the transport",
+            f"data is truncated: {data.nbytes} bytes, expected {step * rows} "
+            f"({rows} rows of {step}); check the camera driver and the transport",
         )
     if dtype.itemsize > 1:
         dtype = dtype.newbyteorder(">" if msg.is_bigendian else "<")
-    shape: tuple[int, ...] = (height, width)
-    strides: tuple[int, ...] = (step, layout.pixel_bytes)
-    if layout.channels > 1:
-        shape += (layout.channels,)
+    shape: tuple[int, ...] = (rows, step if encoding.planes > 1 else width)
+    strides: tuple[int, ...] = (step, encoding.pixel_bytes)
+    if encoding.channels > 1:
+        shape += (encoding.channels,)
         strides += (dtype.itemsize,)
     pixels = np.ndarray(shape, dtype, data, strides=strides)
     pixels.flags.writeable = False
@@ -119,38 +242,100 @@ def view(msg: Any) -> np.ndarray:
 
 
 def thermal_array(msg: Any, out: np.ndarray | None = None) -> np.ndarray:
-    """The thermal image as (H, W) uint8 or uint16 in this machine's byte order.
+    """The thermal image as (H, W) uint8, uint16, int16 or float32 in this machine's byte order.
 
     A view of the message where that is possible; luminance of colour encodings and data in the
     other byte order are converted, into `out` if given. Use the returned array: `out` stays
-    untouched when a view will do. Raises `ImageError` as `view` does.
+    untouched when a view will do. 8 and 16 bit, signed or not, keep their values; 32FC1 keeps
+    its degrees. Raises `ImageError` as `view` does.
     """
     pixels = view(msg)
-    to_grey = _LAYOUTS[msg.encoding].to_grey
-    if to_grey is not None:
-        return cv2.cvtColor(pixels, to_grey, dst=output_buffer(out, pixels.shape[:2]))
-    if pixels.dtype.isnative and pixels.flags.aligned:
-        return pixels
-    out = output_buffer(out, pixels.shape, np.uint16)
-    np.copyto(out, pixels)
-    return out
+    encoding = ENCODINGS[msg.encoding]
+    if encoding.grey is _as_is:
+        return _native(pixels, out)
+    return _convert(msg, pixels, encoding.grey, "mono16" if pixels.itemsize == 2 else "mono8", out)
 
 
 def visible_bgr(msg: Any, out: np.ndarray | None = None) -> np.ndarray:
     """The visible image as (H, W, 3) uint8 BGR.
 
     A view of the message for bgr8 and 8UC3 (`out` stays untouched), converted otherwise, into
-    `out` if given; 16-bit values keep their high byte. Raises `ImageError` as `view` does.
+    `out` if given; see `to_8bit` for 16-bit ones. Raises `ImageError` as `view` does.
     """
+    encoding = _encoding(msg.encoding)
+    if encoding.bgr is None:
+        raise ImageError(
+            f"encoding {_shown(msg.encoding)} cannot be a visible image: "
+            f"expected one of {', '.join(VISIBLE_ENCODINGS)}",
+            msg.encoding,
+        )
     pixels = view(msg)
-    layout = _LAYOUTS[msg.encoding]
-    if layout is _BGR8:
+    if pixels.dtype == np.uint8:
+        return _convert(msg, pixels, encoding.bgr, "bgr8", out)
+    return to_8bit(_convert(msg, pixels, encoding.bgr, "bgr16", None), out)
+
+
+def to_8bit(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """16 bit to 8 bit, for visible images: 0..65535 becomes 0..255, rounded, as in cv_bridge."""
+    out = output_buffer(out, pixels.shape)
+    return cv2.convertScaleAbs(pixels, dst=out, alpha=255 / 65535)
+
+
+def _native(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """The array itself, or a copy in this machine's byte order and alignment."""
+    if pixels.dtype.isnative and pixels.flags.aligned:
         return pixels
-    out = output_buffer(out, (*pixels.shape[:2], 3))
-    if layout.to_bgr is not None:
-        return cv2.cvtColor(pixels, layout.to_bgr, dst=out)
-    np.copyto(out, _high_bytes(msg)[:, :, np.newaxis])
+    out = output_buffer(out, pixels.shape, pixels.dtype.type)
+    np.copyto(out, pixels)
     return out
+
+
+def _convert(
+    msg: Any, pixels: np.ndarray, convert: Conversion, target: str, out: np.ndarray | None
+) -> np.ndarray:
+    """Pixels as `target`, an encoding of cv_bridge: by cv_bridge where it can, else by OpenCV."""
+    size = Size(msg.width, msg.height)
+    encoding = ENCODINGS[msg.encoding]
+    # cv_bridge takes rows for whole pixels, and fails at big-endian ones beside numpy 2.
+    little = pixels.itemsize == 1 or not msg.is_bigendian
+    if encoding.bridged and little and msg.step % encoding.pixel_bytes == 0:
+        converted = _by_cv_bridge(msg, target)
+        if converted is not None:
+            return converted
+    try:
+        return convert(_native(pixels), size, out)
+    except cv2.error as error:
+        raise _error(msg, f"OpenCV cannot convert it ({error.err})") from error
+
+
+@cache
+def _cv_bridge() -> Any:
+    """A CvBridge, or None where cv_bridge is missing or cannot convert."""
+    try:
+        from cv_bridge import CvBridge
+
+        bridge = CvBridge()
+        # Its compiled part fails where it was built for another numpy.
+        probe = SimpleNamespace(height=2, width=2, step=4, is_bigendian=0, data=bytes(8))
+        probe.encoding = "yuv422"
+        bridge.imgmsg_to_cv2(probe, "bgr8")
+    except Exception:  # whatever a broken installation raises, OpenCV does the same
+        return None
+    return bridge
+
+
+def _by_cv_bridge(msg: Any, target: str) -> np.ndarray | None:
+    """The image converted by cv_bridge, or None where OpenCV has to."""
+    bridge = _cv_bridge()
+    if bridge is None:
+        return None
+    layout = ENCODINGS[target]
+    shape = (msg.height, msg.width, layout.channels)[: 2 + (layout.channels > 1)]
+    try:
+        image = bridge.imgmsg_to_cv2(msg, target)
+    except Exception:  # an encoding or a step that this version of cv_bridge does not know
+        return None
+    return image if image.dtype == layout.dtype and image.shape == shape else None
 
 
 class Converter:
@@ -183,7 +368,9 @@ def fill(msg: Any, pixels: np.ndarray, encoding: str, header: Any) -> Any:
 
     Raises `ImageError` if dtype or shape of `pixels` is not that of `encoding`.
     """
-    layout = _layout(encoding)
+    layout = _encoding(encoding)
+    if layout.planes > 1:
+        raise ImageError(f"cannot fill an image message of encoding '{encoding}'", encoding)
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
     if (
         pixels.dtype != layout.dtype
@@ -232,15 +419,24 @@ def output_buffer(
     return out
 
 
-def _layout(encoding: str) -> _Layout:
+def _encoding(name: str) -> Encoding:
     try:
-        return _LAYOUTS[encoding]
-    except KeyError:
-        raise ImageError(
-            f"unsupported image encoding '{encoding}': expected one of {', '.join(_LAYOUTS)}; "
-            "set the camera driver to one of these, or convert the image on its way",
-            encoding,
-        ) from None
+        return ENCODINGS[name]
+    except (KeyError, TypeError):
+        pass
+    hint = f"did you mean '{name.lower()}'? " if str(name).lower() in ENCODINGS else ""
+    raise ImageError(
+        f"unsupported image encoding {_shown(name)}: {hint}expected one of "
+        f"{', '.join(ENCODINGS)}; set the camera driver to one of these, or convert the image on "
+        "its way",
+        name,
+    )
+
+
+def _shown(encoding: Any) -> str:
+    """An encoding in quotes, cut where it is too long to be one."""
+    text = str(encoding)
+    return f"'{text}'" if len(text) <= 40 else f"'{text[:40]}...'"
 
 
 def _bytes_of(msg: Any) -> memoryview:
@@ -252,18 +448,7 @@ def _bytes_of(msg: Any) -> memoryview:
         ) from None
 
 
-def _high_bytes(msg: Any) -> np.ndarray:
-    """(H, W) uint8 view of the more significant bytes of a 16-bit image."""
-    return np.ndarray(
-        (msg.height, msg.width),
-        np.uint8,
-        _bytes_of(msg),
-        offset=0 if msg.is_bigendian else 1,
-        strides=(msg.step, 2),
-    )
-
-
 def _error(msg: Any, problem: str) -> ImageError:
     return ImageError(
-        f"bad {msg.width}x{msg.height} '{msg.encoding}' image: {problem}", msg.encoding
+        f"bad {msg.width}x{msg.height} {_shown(msg.encoding)} image: {problem}", msg.encoding
     )

@@ -172,7 +172,7 @@ class Pipeline:
     def fuse(self, thermal: np.ndarray | None, visible: np.ndarray | None) -> np.ndarray:
         """The fused (H, W, 3) uint8 BGR image, which holds until the next call.
 
-        thermal: (H, W) uint8 or uint16; visible: (H, W, 3) uint8 BGR. One of the two may be None:
+        thermal: (H, W) as `GainControl` takes it; visible: (H, W, 3) uint8 BGR. One of the two may be None:
         parameter `dropout_policy` says whether the other passes through or is fused with black.
         Raises ValueError for images of another kind, EngineError if the network fails.
         """

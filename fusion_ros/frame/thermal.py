@@ -16,7 +16,14 @@ MODES = ("percentile", "linear", "none")
 
 _WHITE = 255.0
 _SAMPLES = 20_000
-"""About as many pixels are looked at for the percentiles: good to a tenth of a percent."""
+"""Number of pixels that percentiles are taken from, roughly: good to a tenth of a percent."""
+_DTYPES = (np.uint8, np.uint16, np.int16, np.float32)
+_FLOAT_COUNT = 0.01
+"""Degrees that stand for a count in float images, as in cameras that count hundredths."""
+_EDGE_ROWS = (0, 1, 2, 3, -4, -3, -2, -1)
+"""Rows that may hold telemetry: cameras put at most 3 above or below their image."""
+_NOTHING = -1e6
+"""Stands for pixels without data in float frames: below every temperature."""
 
 
 @dataclass
@@ -25,20 +32,25 @@ class GainControl:
 
     The limits wanted for a frame are, by `mode`,
       percentile  the `low` and `high` percentiles of the frame: dead and hot pixels do not count;
-      linear      the frame's least and greatest value;
-      none        no limits: 16 bit keeps its high byte, 8 bit passes through.
+      linear      the frame's least and greatest value, of medians of 3x3 pixels, so that single
+                  dead and hot pixels do not count;
+      none        no limits: 16 bit keeps its high byte, 8 bit passes through, float is rounded.
 
     Each frame the limits go the share 1 - `smoothing` of the way to those, but no further than
     moves any grey level between them by `max_step`: a hot object that enters darkens the
     background over seconds, not at once. Where more than half of a frame lies outside the
     limits (the first frame after a shutter calibration, another clip), they jump.
 
+    Pixels without data take no part in that and become black: 0 in 16-bit frames (borders of a
+    rectified image, dead pixels) and what is not finite in float ones. Rows of telemetry at the
+    top or bottom, which are mostly 0, are left out too and show the image row next to them.
+
     Attributes, all of which may be set between frames:
         low, high: percentiles, 0 <= low < high <= 100.
         smoothing: weight of the past in the limits, per frame; 0 for none, less than 1.
         max_step: most that a grey level moves per frame, of 255; more than 0.
-        min_span: least distance of the limits in counts; keeps the noise of a scene of one
-            temperature from being stretched over the whole range.
+        min_span: least distance of the limits in counts, hundredths of a degree in float frames;
+            keeps the noise of a scene of one temperature from being stretched over the whole range.
         stretch_8bit: treat 8-bit frames the same; they pass through otherwise.
     """
 
@@ -51,6 +63,7 @@ class GainControl:
     stretch_8bit: bool = False
     _limits: np.ndarray | None = field(default=None, init=False, repr=False)
     _dtype: np.dtype | None = field(default=None, init=False, repr=False)
+    _smooth: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -73,26 +86,34 @@ class GainControl:
         return None if self._limits is None else (float(self._limits[0]), float(self._limits[1]))
 
     def apply(self, frame: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """The (H, W) uint8 image of an (H, W) uint8 or uint16 frame.
+        """The (H, W) uint8 image of an (H, W) uint8, uint16, int16 or float32 frame.
 
         Written into `out` if given, except for 8-bit frames that pass through: those are
         returned as they are, so use the returned array. Raises `ValueError` for other frames.
         """
-        if frame.ndim != 2 or frame.dtype not in (np.uint8, np.uint16) or frame.size == 0:
+        if frame.ndim != 2 or frame.dtype not in _DTYPES or frame.size == 0:
             raise ValueError(
-                f"thermal frame is {frame.dtype} {frame.shape}, expected (H, W) uint8 or uint16 "
-                "in native byte order (images.thermal_array gives that)"
+                f"thermal frame is {frame.dtype} {frame.shape}, expected (H, W) uint8, uint16, "
+                "int16 or float32 in native byte order (images.thermal_array gives that)"
             )
         if frame.dtype == np.uint8 and (self.mode == "none" or not self.stretch_8bit):
             return frame
         out = output_buffer(out, frame.shape)
+        rows = _image_rows(frame)
         if self.mode == "none":
             self.reset()
-            return np.right_shift(frame, 8, out=out, casting="unsafe")
-        low, high = self._follow(frame)
-        gain = _WHITE / (high - low)
-        # The one OpenCV call that scales, shifts, saturates and converts in a single pass.
-        return cv2.addWeighted(frame, gain, frame, 0.0, -low * gain, dst=out, dtype=cv2.CV_8U)
+            if frame.dtype == np.float32:
+                _scale(frame, 0, 1, out)
+            else:
+                np.right_shift(frame, 8, out=out, casting="unsafe")
+                if frame.dtype == np.int16:
+                    out ^= 128  # the sign is the highest bit: -32768 becomes black
+        else:
+            low, high = self._follow(frame[rows])
+            _scale(frame, low, _WHITE / (high - low), out)
+        out[: rows.start] = out[rows.start]
+        out[rows.stop :] = out[rows.stop - 1]
+        return out
 
     def reset(self) -> None:
         """Forget the past: the next frame sets the limits alone."""
@@ -105,8 +126,9 @@ class GainControl:
             self._dtype = frame.dtype
         wanted, median = self._measure(frame)
         span = wanted[1] - wanted[0]
-        if span < self.min_span:
-            wanted += np.array([-0.5, 0.5]) * (self.min_span - span)
+        least = self.min_span * (_FLOAT_COUNT if frame.dtype == np.float32 else 1)
+        if span < least:
+            wanted += np.array([-0.5, 0.5]) * (least - span)
         now = self._limits
         if now is None or not now[0] <= median <= now[1]:
             self._limits = wanted
@@ -118,14 +140,28 @@ class GainControl:
     def _measure(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
         """The limits this frame alone asks for, and its median, in counts."""
         stride = max(1, int(np.sqrt(frame.size / _SAMPLES)))
-        samples = frame[::stride, ::stride].flatten()  # a copy, to be sorted in place
+        samples = _with_data(frame[::stride, ::stride])
         last = samples.size - 1
         ranks = [round(last * share / 100) for share in (self.low, 50, self.high)]
         samples.partition(ranks)
         low, median, high = samples[ranks].tolist()
         if self.mode == "linear":
-            low, high, _, _ = cv2.minMaxLoc(frame)
+            low, high = self._extremes(frame)
         return np.array([low, high], np.float64), median
+
+    def _extremes(self, frame: np.ndarray) -> tuple[float, float]:
+        """The least and greatest median of 3x3 pixels, of those with data."""
+        if self._smooth is None or (self._smooth.shape, self._smooth.dtype) != (
+            frame.shape,
+            frame.dtype,
+        ):
+            self._smooth = np.empty_like(frame, order="C")
+        smooth = cv2.medianBlur(_finite(frame), 3, dst=self._smooth)
+        low, high, _, _ = cv2.minMaxLoc(smooth)
+        if low <= (_NOTHING if frame.dtype == np.float32 else 0):
+            kept = _with_data(smooth)
+            low, high = float(kept.min()), float(kept.max())
+        return low, high
 
     def _allowed_share(self, now: np.ndarray, move: np.ndarray) -> float:
         """The share of `move` of the limits that moves no grey level by more than `max_step`.
@@ -138,3 +174,40 @@ class GainControl:
         widening = move[1] - move[0]
         excess = _WHITE * np.abs(move).max() - self.max_step * widening
         return 1.0 if excess <= 0 else min(1.0, self.max_step * span / excess)
+
+
+def _scale(frame: np.ndarray, low: float, gain: float, out: np.ndarray) -> None:
+    """Write gain * (frame - low), rounded and clipped to 0..255; what is not finite becomes 0."""
+    # The one OpenCV call that scales, shifts, saturates and converts in a single pass.
+    cv2.addWeighted(_finite(frame), gain, frame, 0.0, -low * gain, dst=out, dtype=cv2.CV_8U)
+
+
+def _finite(frame: np.ndarray) -> np.ndarray:
+    """The frame, with `_NOTHING` where a float frame is not finite."""
+    if frame.dtype != np.float32 or cv2.checkRange(frame)[0]:
+        return frame
+    return np.where(np.isfinite(frame), frame, np.float32(_NOTHING))
+
+
+def _with_data(pixels: np.ndarray) -> np.ndarray:
+    """A flat copy of the pixels with data; of all pixels if none has any."""
+    if pixels.dtype == np.uint16:
+        kept = pixels[pixels > 0]
+    elif pixels.dtype == np.float32:
+        kept = pixels[np.isfinite(pixels) & (pixels > _NOTHING)]
+    else:
+        return pixels.flatten()
+    return kept if kept.size else np.zeros(1, pixels.dtype)
+
+
+def _image_rows(frame: np.ndarray) -> slice:
+    """The rows of a 16-bit frame without those at its top and bottom that are mostly 0."""
+    top, bottom = 0, frame.shape[0]
+    if frame.dtype != np.uint16 or bottom <= 2 * len(_EDGE_ROWS):
+        return slice(top, bottom)
+    empty = [2 * np.count_nonzero(frame[row]) < frame.shape[1] for row in _EDGE_ROWS]
+    half = len(empty) // 2
+    # Where all of a side are empty this is a wide border and not telemetry.
+    top = [*empty[:half], False].index(False) % half
+    below = [*empty[: half - 1 : -1], False].index(False) % half
+    return slice(top, bottom - below)

@@ -54,12 +54,15 @@ def test_the_limits_of_a_large_frame_are_estimated_well():
     np.testing.assert_allclose(control.limits, np.percentile(frame, [1, 99]), atol=25)
 
 
-def test_linear_mode_takes_the_frames_extremes():
-    frame = scene(hot=2)
+def test_linear_mode_takes_the_extremes_of_what_is_larger_than_a_pixel():
+    frame = scene(hot=8)
+    frame[100, 20] = 60000
+    frame[60, 20:22] = 40
     control = GainControl(mode="linear")
     image = control.apply(frame)
-    assert control.limits == (frame.min(), frame.max())
-    assert image.min() == 0 and image.max() == 255 and (image == 255).sum() == 4
+    low, high = control.limits
+    assert high == frame[12, 82] and abs(low - np.percentile(frame, 1)) < 20
+    assert image[14, 84] == 255 and image.min() == 0
 
 
 def test_mode_none_keeps_the_high_byte():
@@ -102,6 +105,83 @@ def test_dead_and_saturated_pixels_change_nothing():
     difference = np.abs(ours.astype(int) - theirs)
     difference[:, 100] = difference[3, 5] = difference[40, 44] = 0
     assert difference.max() <= 6
+
+
+def telemetry(rows: int) -> np.ndarray:
+    """Rows as a Lepton adds them: counters, and many zeros."""
+    values = np.zeros((rows, WIDTH), np.uint16)
+    values[0, :20] = np.random.default_rng(5).integers(0, 65536, 20)
+    values[-1, :10] = 58744
+    return values
+
+
+@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("at_top", [False, True])
+def test_telemetry_rows_change_nothing_and_show_the_row_next_to_them(mode, rows, at_top):
+    frame = scene(hot=40)
+    parts = [frame, telemetry(rows)]
+    plain = GainControl(mode=mode).apply(frame)
+    image = GainControl(mode=mode).apply(np.vstack(parts[::-1] if at_top else parts))
+    inside = image[rows:] if at_top else image[:-rows]
+    assert np.abs(inside.astype(int) - plain).max() <= 1
+    beside = (image[:rows], image[rows]) if at_top else (image[-rows:], image[-rows - 1])
+    assert (beside[0] == beside[1]).all()
+
+
+@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("width", [2, 10, 30])
+def test_a_border_of_zeros_takes_no_part_and_is_black(mode, width):
+    frame = scene(hot=40)
+    bordered = np.pad(frame, width)
+    image = GainControl(mode=mode).apply(bordered)
+    inside = image[width:-width, width:-width]
+    # Of a larger frame other pixels are sampled, and the medians of its outermost pixels differ.
+    assert np.abs(inside.astype(int) - GainControl(mode=mode).apply(frame)).max() <= 8
+    assert not image[width:-width, :width].any()
+
+
+@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize(
+    ("convert", "tolerance"),
+    [
+        (lambda counts: (counts.astype(int) - 27315).astype(np.int16), 0),
+        (lambda counts: (counts / 100).astype(np.float32), 1),
+        (lambda counts: (counts / 100 - 273.15).astype(np.float32), 1),
+    ],
+)
+def test_signed_counts_and_degrees_give_the_image_of_the_counts(mode, convert, tolerance):
+    frame = scene(base=29300, hot=40)
+    expected = GainControl(mode=mode).apply(frame)
+    image = GainControl(mode=mode).apply(convert(frame))
+    assert np.abs(image.astype(int) - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_takes_no_part_and_is_black(mode, value):
+    frame = (scene(base=29300, hot=40) / 100).astype(np.float32)
+    expected = GainControl(mode=mode).apply(frame)
+    broken = frame.copy()
+    broken[::7, 100:] = value
+    image = GainControl(mode=mode).apply(broken)
+    assert not image[::7, 100:].any()
+    kept = np.isfinite(broken)
+    assert np.abs(image[kept].astype(int) - expected[kept]).max() <= 3
+
+
+def test_a_frame_without_any_data_is_an_image_all_the_same():
+    frame = np.full((HEIGHT, WIDTH), np.nan, np.float32)
+    for mode in ("percentile", "linear", "none"):
+        assert not GainControl(mode=mode).apply(frame).any()
+
+
+def test_mode_none_keeps_the_order_of_signed_counts_and_rounds_degrees():
+    control = GainControl(mode="none")
+    counts = np.int16([[-32768, -1, 0, 32767]])
+    assert control.apply(counts).tolist() == [[0, 127, 128, 255]]
+    degrees = np.float32([[-20, 24.4, 24.6, 300]])
+    assert control.apply(degrees).tolist() == [[0, 24, 25, 255]]
 
 
 def background_levels(control: GainControl, frames: list[np.ndarray]) -> np.ndarray:
@@ -226,11 +306,13 @@ def test_impossible_settings_are_refused(settings, says):
     "frame",
     [
         np.zeros((4, 4, 3), np.uint8),
-        np.zeros((4, 4), np.float32),
+        np.zeros((4, 4), np.float64),
         np.zeros((0, 4), np.uint16),
         np.zeros((4, 4), np.dtype(np.uint16).newbyteorder()),
     ],
 )
 def test_a_frame_that_is_not_thermal_is_refused(frame):
-    with pytest.raises(ValueError, match="expected .H, W. uint8 or uint16 in native byte order"):
+    with pytest.raises(
+        ValueError, match="expected .H, W. uint8, uint16, int16 or float32 in native"
+    ):
         GainControl().apply(frame)
