@@ -9,6 +9,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+IR, VI, FUSED = "ir", "vi", "fused"
+"""Inputs and output of an exported network."""
+THERMAL_IMAGE, VISIBLE_IMAGE, FUSED_IMAGE = "thermal_image", "visible_image", "fused_image"
+"""Inputs and output of its form that converts camera images itself, all uint8: `[1, 1, H, W]`,
+`[1, H, W, 3]` BGR and `[1, H, W, 3]` BGR."""
+
 MULTIPLE = 8
 """Height and width of the inputs are multiples of this."""
 SMALLEST = 32

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Builds TensorRT engines ahead of time, so that the node's first start does not wait for it."""
+"""Build TensorRT engines ahead of time, so that the node's first start does not wait for them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,18 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from fusion_models.contract import FUSED
 from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser, padded_size, processed_size
-from fusion_ros.inference.engine import PRECISIONS, Engine, EngineError, Size
+from fusion_ros.inference import PRECISIONS, Engine, EngineError, load_engine
+from fusion_ros.inference.engine import WORKSPACE_MIB
 from fusion_ros.inference.models import list_methods, model_path
-from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine
-from fusion_ros.inference.rewritten import rewritten_files
-from fusion_ros.inference.tensorrt import (
-    WORKSPACE_MIB,
-    Build,
-    TensorRTEngine,
-    build,
-    import_library,
-)  # fmt: skip
+from fusion_ros.inference.rewrite import rewritten_file
+from fusion_ros.size import Size
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Console script `build_engine`. Returns 0, or 1 if any model could not be built."""
+    """Run the command `build_engine`; return 0, or 1 if a model could not be built."""
     parser = argparse.ArgumentParser(prog="build_engine", description=__doc__)
     parser.add_argument(
         "models", nargs="*", metavar="MODEL", help="method or *.onnx; default: all that ship"
@@ -55,54 +50,69 @@ def main(arguments: list[str] | None = None) -> int:
         "TensorRT-RTX but no GPU, and keeps nothing",
     )
     options = parser.parse_args(arguments)
-    size = (options.height, options.width)
+    size = Size(options.width, options.height)
     failed = False
     for model in options.models or list_methods():
         try:
             onnx = model_path(model, options.precision)
-            if options.target:
-                part = _part(OnnxRuntimeEngine(onnx, "CPU"), options.processing_size)
-                built = _prove(onnx, part, size, options)
-                print(
-                    f"{onnx.name}: builds for {options.target}, {built.layers} layers, "
-                    f"{len(built.data) / 1e6:.1f} MB, {built.seconds:.1f} s"
-                )
-            else:
-                engine = TensorRTEngine(
-                    onnx, cache_dir=options.cache_dir, workspace_mib=options.workspace, log=print
-                )
-                part = _part(engine, options.processing_size)
-                part.warmup(size[::-1])
-                print(f"{onnx.name}: ready, {part.running.description}")
-                part.close()
+            report = _prove(onnx, size, options) if options.target else _keep(onnx, size, options)
+            print(f"{onnx.name}: {report}")
         except (EngineError, ValueError) as error:
             print(f"{model}: {error}", file=sys.stderr)
             failed = True
     return int(failed)
 
 
+def _keep(onnx: Path, size: Size, options: argparse.Namespace) -> str:
+    """Have the engines in the cache that the node uses."""
+    engine = load_engine(
+        onnx,
+        "tensorrt",
+        cache_dir=options.cache_dir,
+        workspace_mib=options.workspace,
+        log=print,
+    )
+    part = _part(engine, options.processing_size)
+    part.warmup(size)
+    description = engine.description
+    part.close()
+    return f"ready, {description}"
+
+
+def _prove(onnx: Path, size: Size, options: argparse.Namespace) -> str:
+    """Build for another GPU, in the form that converts images on the GPU if there is one."""
+    from fusion_ros.inference.tensorrt import build, import_library
+
+    part = _part(load_engine(onnx, "onnxruntime_cpu"), options.processing_size)
+    form = part.form(size)
+    with ExitStack() as stack:
+        if form is None:
+            size = padded_size(processed_size(size, options.processing_size))
+        else:
+            try:
+                onnx = stack.enter_context(rewritten_file(onnx, form.rewrite))
+            except EngineError as error:
+                print(f"{onnx.name}: the CPU converts images: {error}")
+                size = padded_size(size)
+        built = build(
+            import_library(),
+            onnx,
+            size,
+            workspace_mib=options.workspace,
+            target=options.target,
+            log=print,
+        )
+    return (
+        f"builds for {options.target}, {built.layers} layers, {len(built.data) / 1e6:.1f} MB, "
+        f"{built.seconds:.1f} s"
+    )
+
+
 def _part(engine: Engine, processing_size: int) -> Fuser | Detector:
-    """What the node does with this network: the same engines are built for it here."""
-    if [spec.name for spec in engine.outputs] == ["fused"]:
+    """Return what the node runs this network in, so that the same engines are built."""
+    if [spec.name for spec in engine.outputs] == [FUSED]:
         return Fuser(engine, processing_size)
     return Detector(engine)
-
-
-def _prove(onnx: Path, part: Fuser | Detector, size: Size, options: argparse.Namespace) -> Build:
-    rewrite = part.image_form(size)
-    if rewrite is None:
-        return _build(onnx, padded_size(*processed_size(*size, options.processing_size)), options)
-    with ExitStack() as stack:
-        try:
-            onnx = stack.enter_context(rewritten_files(onnx, rewrite))
-        except (ImportError, EngineError) as error:
-            print(f"{onnx.name}: the CPU converts images, since the network cannot: {error}")
-        return _build(onnx, padded_size(*size), options)
-
-
-def _build(onnx: Path, size: Size, options: argparse.Namespace) -> Build:
-    library, workspace = import_library(), options.workspace
-    return build(library, onnx, size, workspace_mib=workspace, target=options.target, log=print)
 
 
 if __name__ == "__main__":

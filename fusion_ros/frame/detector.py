@@ -6,19 +6,21 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from fusion_ros.inference import DeviceArray, Engine, EngineError, Rewrite
+from fusion_ros.frame.image_graph import IMAGE, detect_in_images
+from fusion_ros.inference import DeviceArray, Engine, EngineError, Form
 from fusion_ros.inference.cache import default_cache_dir
-from fusion_ros.inference.image_graph import IMAGE, detect_in_images
-from fusion_ros.inference.rewritten import ImageForm
+from fusion_ros.size import Size
 
 FREE_SIZE = 640
 """Input height and width, in pixels, of a model that leaves them free."""
 PADDING = 114
+"""Grey level around the image."""
 MAX_DETECTIONS = 300
 
 COCO_NAMES = (
@@ -120,26 +122,26 @@ class Detection:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """An image of `source` pixels scaled to `scaled` and centred on a canvas, offset `left, top`.
+    """An image of size `source` scaled to `scaled` and centred on a canvas, offset `left, top`.
 
-    Sizes are (width, height). Rounding is that of ultralytics' LetterBox and scale_boxes, so
-    that boxes agree to the pixel.
+    Rounding is that of ultralytics' LetterBox and scale_boxes, so that boxes agree to the pixel.
     """
 
-    source: tuple[int, int]
-    scaled: tuple[int, int]
+    source: Size
+    scaled: Size
     left: int
     top: int
 
     @classmethod
-    def fit(cls, source: tuple[int, int], canvas: tuple[int, int]) -> Letterbox:
-        ratio = min(canvas[0] / source[0], canvas[1] / source[1])
-        width, height = (max(round(n * ratio), 1) for n in source)
-        left, top = (round((c - n) / 2 - 0.1) for c, n in zip(canvas, (width, height)))
-        return cls(source, (width, height), left, top)
+    def fit(cls, source: Size, canvas: Size) -> Letterbox:
+        """Scale `source` as large as `canvas` allows without a change of its proportions."""
+        ratio = min(canvas.width / source.width, canvas.height / source.height)
+        scaled = Size(*(max(round(n * ratio), 1) for n in source))
+        left, top = (round((c - n) / 2 - 0.1) for c, n in zip(canvas, scaled))
+        return cls(source, scaled, left, top)
 
     def to_source(self, corners: np.ndarray) -> np.ndarray:
-        """(N, 4) x1, y1, x2, y2 on the canvas -> the same in the source image, clipped to it."""
+        """Convert (N, 4) x1, y1, x2, y2 from the canvas to the source image, clipped to it."""
         limits = np.array(self.source * 2, np.float32)
         offset = np.array((self.left, self.top) * 2, np.float32)
         scale = limits / np.array(self.scaled * 2, np.float32)
@@ -147,18 +149,18 @@ class Letterbox:
 
 
 class Detector:
-    """Finds objects by an ultralytics detection model (YOLOv8, YOLO11 and what shares its form).
+    """Finds objects by an ultralytics detection model (YOLOv8, YOLO11 and others of their form).
 
     The model takes `[1, 3, H, W]` float32 RGB in [0, 1] and gives `[1, 4 + classes, N]` (centre,
-    size and class scores; suppressed here, class by class) or, exported end to end,
-    `[1, N, 6]` (corners, score, class). On a GPU the letterbox is part of the network's graph, and
-    an image that lies there already is read there.
+    size and class scores; overlapping boxes of a class are suppressed here) or, exported end to
+    end, `[1, N, 6]` (corners, score, class). On a GPU the letterbox is part of the network's graph,
+    and an image that is there already is not copied from the CPU.
 
     class_names: by class id; default the ONNX file's `names`, else COCO's 80.
     confidence, iou, classes (names to keep, empty for all) may be set at any time.
 
-    Raises EngineError if the engine's model is none of these; ValueError for thresholds outside
-    [0, 1] and classes that the model does not know.
+    Raises EngineError for models of another form, ValueError for thresholds outside [0, 1] and
+    for classes that the model does not know.
     """
 
     def __init__(
@@ -172,32 +174,47 @@ class Detector:
         _check_form(engine)
         self.engine = engine
         height, width = engine.inputs[0].shape[2:]
-        self._canvas = (width or FREE_SIZE, height or FREE_SIZE)
+        self._canvas = Size(width or FREE_SIZE, height or FREE_SIZE)
         self.class_names = _class_names(engine, class_names)
         self.confidence = confidence
         self.iou = iou
         self.classes = list(classes)
         self._letterbox: Letterbox | None = None
-        self._form = ImageForm(engine)
-
-    def warmup(self, size: tuple[int, int]) -> None:
-        """Look at one black image of `size` (width, height), so that the first real one is fast."""
-        self.detect(np.zeros((size[1], size[0], 3), np.uint8))
-
-    def close(self) -> None:
-        """Free the networks; nothing runs afterwards."""
-        self._form.close()
+        self._feeds: dict[str, np.ndarray] = {}
 
     @property
     def running(self) -> Engine:
-        """What runs the network for images of the latest size."""
-        return self._form.running
+        """The engine; its `description`, `device` and `backend` name what runs."""
+        return self.engine
 
-    def image_form(self, size: tuple[int, int]) -> Rewrite:
-        """What makes the network one of camera images of `size` (height, width)."""
-        box = Letterbox.fit(size[::-1], self._canvas)
-        scaled, canvas, offset = box.scaled[::-1], self._canvas[::-1], (box.top, box.left)
-        return lambda model: detect_in_images(model, size, scaled, offset, canvas, PADDING)
+    @property
+    def converts_on_gpu(self) -> bool:
+        """Whether the network converted the latest image itself."""
+        return IMAGE in self._feeds
+
+    def warmup(self, size: Size) -> None:
+        """Search one black image of `size`, so that the first real one is fast."""
+        self.detect(np.zeros((size[1], size[0], 3), np.uint8))
+
+    def close(self) -> None:
+        """Free the network; nothing runs afterwards."""
+        self._feeds, self._letterbox = {}, None
+        self.engine.close()
+
+    def form(self, size: Size) -> Form:
+        """Return the form of the network that takes camera images of `size`."""
+        box = Letterbox.fit(size, self._canvas)
+        return Form(
+            size,
+            partial(
+                detect_in_images,
+                size=size,
+                scaled=box.scaled,
+                offset=(box.left, box.top),
+                canvas=self._canvas,
+                padding=PADDING,
+            ),
+        )
 
     @property
     def confidence(self) -> float:
@@ -235,23 +252,26 @@ class Detector:
         self._class_ids = np.array([ids[name] for name in names], np.int64)
 
     def detect(self, bgr: np.ndarray, on_device: DeviceArray | None = None) -> list[Detection]:
-        """Objects in `bgr`, (H, W, 3) uint8, strongest first.
+        """Find objects in `bgr`, (H, W, 3) uint8, strongest first.
 
-        on_device: the same image on the GPU, which spares an upload where the network runs there.
+        on_device: the same image in GPU memory, so that a network on the GPU needs no copy of it.
         Raises ValueError for any other image, EngineError if the network fails.
         """
         if bgr.ndim != 3 or bgr.shape[2] != 3 or bgr.dtype != np.uint8 or not bgr.size:
             raise ValueError(f"the image must be (H, W, 3) uint8, got {bgr.shape} {bgr.dtype}")
-        self._allocate((bgr.shape[1], bgr.shape[0]))
-        images = self._form.fit(bgr.shape[:2], self.image_form)
-        if images is None:
+        self._allocate(Size.of(bgr))
+        feeds = self._feeds
+        if not self.converts_on_gpu:
             self._load(bgr)
-            output = self.engine.run({self.engine.inputs[0].name: self._blob})
-        elif on_device is not None and images.reads_device:
-            output = images.run({IMAGE: on_device})
+        elif on_device is not None and self.engine.reads_device:
+            feeds = {IMAGE: on_device}
         else:
-            np.copyto(self._form.feeds[IMAGE][0], bgr)
-            output = images.run(self._form.feeds)
+            np.copyto(feeds[IMAGE][0], bgr)
+        try:
+            output = self.engine.run(feeds)
+        except EngineError:
+            self._letterbox = None  # another engine may run the next frame, in another form
+            raise
         boxes, scores, ids = self._decode(next(iter(output.values()))[0])
         corners = self._letterbox.to_source(boxes)
         return [
@@ -259,21 +279,25 @@ class Detector:
             for (x1, y1, x2, y2), score, i in zip(corners.tolist(), scores.tolist(), ids.tolist())
         ]
 
-    def _allocate(self, source: tuple[int, int]) -> None:
-        """Have the letterbox and buffers for images of `source` pixels."""
+    def _allocate(self, source: Size) -> None:
+        """Have the letterbox and the buffers for images of size `source`."""
         if self._letterbox is not None and self._letterbox.source == source:
             return
-        box = self._letterbox = Letterbox.fit(source, self._canvas)
-        width, height = box.scaled
-        self._blob = np.full((1, 3, *self._canvas[::-1]), PADDING / 255, np.float32)
-        self._inside = self._blob[0, :, box.top : box.top + height, box.left : box.left + width]
-        self._resized = np.empty((height, width, 3), np.uint8)
-        self._plane = np.empty((height, width), np.uint8)
+        self._letterbox = None
+        self._feeds = self.engine.buffers(self._canvas, self.form(source))
+        box = Letterbox.fit(source, self._canvas)
+        if not self.converts_on_gpu:
+            width, height = box.scaled
+            planes = self._feeds[self.engine.inputs[0].name][0]
+            planes[:] = PADDING / 255
+            self._inside = planes[:, box.top : box.top + height, box.left : box.left + width]
+            self._resized = np.empty((height, width, 3), np.uint8)
+            self._plane = np.empty((height, width), np.uint8)
+        self._letterbox = box
 
     def _load(self, bgr: np.ndarray) -> None:
         """Letterbox `bgr` into the network's input."""
-        source = (bgr.shape[1], bgr.shape[0])
-        if source == self._letterbox.scaled:
+        if Size.of(bgr) == self._letterbox.scaled:
             resized = bgr
         else:
             resized = cv2.resize(
@@ -284,7 +308,7 @@ class Detector:
             cv2.multiply(self._plane, 1 / 255, dst=self._inside[channel], dtype=cv2.CV_32F)
 
     def _decode(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Corners (N, 4) on the canvas, scores (N,) and class ids (N,), strongest first."""
+        """Return corners (N, 4) on the canvas, scores (N,) and class ids (N,), strongest first."""
         if output.shape[-1] == 6:
             keep = output[:, 4] > self.confidence
             corners, scores = output[keep, :4], output[keep, 4]
@@ -302,17 +326,19 @@ class Detector:
         if output.shape[-1] == 6:
             best = np.argsort(-scores, kind="stable")
         else:
-            sizes = np.hstack((corners[:, :2], corners[:, 2:] - corners[:, :2]))
-            best = cv2.dnn.NMSBoxesBatched(
-                sizes.astype(np.float64), scores, ids.astype(np.int32), self.confidence, self.iou
-            )
+            # Each class on a place of its own, so that boxes of two classes never overlap;
+            # cv2.dnn.NMSBoxesBatched, which does the same, is missing below OpenCV 4.7.
+            shifts = ids[:, None] * (corners.max() - corners.min() + 1).astype(np.float64)
+            boxes = np.hstack((corners[:, :2] + shifts, corners[:, 2:] - corners[:, :2]))
+            kept = cv2.dnn.NMSBoxes(boxes, scores, self.confidence, self.iou)
+            best = np.array(kept, np.int64).reshape(-1)  # (N, 1) in OpenCV 4.5, () without a box
             best = best[np.argsort(-scores[best], kind="stable")]
         best = best[:MAX_DETECTIONS]
         return corners[best], scores[best], ids[best]
 
 
 def draw(bgr: np.ndarray, detections: Sequence[Detection]) -> np.ndarray:
-    """A copy of `bgr`, (H, W, 3) uint8, with a box and a label for each detection."""
+    """Return a copy of `bgr`, (H, W, 3) uint8, with a box and a label for each detection."""
     image = bgr.copy()
     height, width = image.shape[:2]
     line = max(1, round((height + width) / 560))
@@ -324,7 +350,7 @@ def draw(bgr: np.ndarray, detections: Sequence[Detection]) -> np.ndarray:
         cv2.rectangle(image, (left, top), corner, colour, line, cv2.LINE_AA)
         label = f"{detection.class_name} {detection.score:.2f}"
         (text_width, text_height), baseline = cv2.getTextSize(label, font, size, 1)
-        # Above the box, or inside it where the image ends; never over the right edge.
+        # Above the box, or inside it at the top of the image; never beyond the right edge.
         left = max(0, min(left, width - text_width - 4))
         base = top - baseline if top > text_height + 2 * baseline else top + text_height + baseline
         plate = ((left, base - text_height - 3), (left + text_width + 4, base + baseline))
@@ -336,12 +362,12 @@ def draw(bgr: np.ndarray, detections: Sequence[Detection]) -> np.ndarray:
 
 
 def default_detector_path() -> Path:
-    """Where the node looks for detector weights that no parameter names (`make detector`)."""
+    """Return the path of the detector that is used unless another is named (`make detector`)."""
     return default_cache_dir() / "detector.onnx"
 
 
 def _colour(class_id: int) -> tuple[int, int, int]:
-    # Hues a golden ratio apart: neighbouring class ids look different.
+    # Hues a golden ratio apart, so that neighbouring class ids look different.
     hue = int(180 * (class_id * 0.618034 % 1))
     return tuple(map(int, cv2.cvtColor(np.uint8([[[hue, 200, 255]]]), cv2.COLOR_HSV2BGR)[0, 0]))
 

@@ -4,25 +4,39 @@
 from __future__ import annotations
 
 from fusion_ros.inference.engine import (
-    BACKENDS,
     PRECISIONS,
     DeviceArray,
     Engine,
     EngineError,
+    FeedError,
+    Form,
     ModelSpec,
     Rewrite,
     TensorSpec,
+    UnavailableError,
+)
+from fusion_ros.inference.select import (
+    BACKENDS,
+    Candidate,
+    PassedOver,
+    Selection,
     load_engine,
 )
 
 __all__ = [
     "BACKENDS",
     "PRECISIONS",
+    "Candidate",
     "DeviceArray",
     "Engine",
     "EngineError",
+    "FeedError",
+    "Form",
     "ModelSpec",
+    "PassedOver",
     "Rewrite",
+    "Selection",
     "TensorSpec",
+    "UnavailableError",
     "load_engine",
 ]

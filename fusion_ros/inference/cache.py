@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Built engines on disk: keyed by all they depend on, built once, rebuilt if they do not load."""
+"""Built engines on disk: keyed by what they depend on, built once, rebuilt if they do not load."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,21 +18,39 @@ from fusion_ros.inference.engine import EngineError
 
 Loaded = TypeVar("Loaded")
 
+_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")
+
 
 def default_cache_dir() -> Path:
+    """Return the folder of engines and detector weights, `~/.cache/fusion_ros`."""
     return Path.home() / ".cache" / "fusion_ros"
 
 
 class StaleEngine(EngineError):
-    """A cached engine that must be built anew: damaged, or of another driver or GPU."""
+    """A cached engine must be built anew: it is damaged, or of another driver or GPU."""
+
+
+def model_sha256(onnx: Path) -> str:
+    """Hash an ONNX file together with its external data (such as `x.onnx.data`)."""
+    data = onnx.read_bytes()
+    digest = hashlib.sha256(data)
+    # Found by its protobuf encoding (StringStringEntryProto: key 'location', value a path), because
+    # the package onnx may be missing on a robot. What only looks like a path is no file.
+    names = {data[m.end() : m.end() + m[1][0]] for m in re.finditer(_LOCATION, data)}
+    for name in sorted(names):
+        try:
+            digest.update((onnx.parent / name.decode()).read_bytes())
+        except (OSError, ValueError):
+            continue
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class EngineKey:
-    """All that a built engine depends on; a change of any of it is another engine.
+    """Everything that a built engine depends on.
 
-    model: name for the reader; onnx_sha256 identifies it. library: name and version.
-    height, width: of the inputs, in pixels.
+    model: name for the reader; onnx_sha256: `model_sha256`, identifies it. library: name and
+    version. height, width: of the inputs, in pixels.
     """
 
     model: str
@@ -45,15 +64,17 @@ class EngineKey:
 
     @property
     def filename(self) -> str:
+        """Name of the engine's file in the cache."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         return f"{self.model}-{self.width}x{self.height}-{self.precision}-{digest[:12]}.engine"
 
 
 @dataclass(frozen=True)
 class CachedEngine:
-    """A serialized engine, and how far its output was from float32 (None: not compared).
+    """A serialized engine.
 
-    fp16_error: mean absolute difference of outputs in [0, 1].
+    fp16_error: mean absolute difference of its outputs in [0, 1] from float32; None if they were
+    not compared.
     """
 
     data: bytes
@@ -64,8 +85,8 @@ class EngineCache:
     """Engine files in `folder`, safe among processes that start at the same time.
 
     A file is one line of JSON (key, checksum, fp16_error) and the engine. It is written under
-    another name and renamed, so that no reader sees half of it; builders of one key wait for
-    each other under a file lock. Where the folder cannot be written, engines are built each time.
+    another name and renamed, so that no reader sees half of it; builders of one key wait for each
+    other under a file lock. If the folder cannot be written, engines are built at each start.
     """
 
     def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
@@ -78,9 +99,9 @@ class EngineCache:
         build: Callable[[], CachedEngine],
         load: Callable[[CachedEngine], Loaded],
     ) -> Loaded:
-        """`load` applied to the engine of `key`, which `build` makes if there is none.
+        """Return `load` of the engine of `key`, which `build` makes if there is none.
 
-        What `load` refuses with StaleEngine is built anew, once; a second refusal is raised.
+        If `load` raises StaleEngine, the engine is built anew, once; a second one is raised.
         """
         path = self.folder / key.filename
         try:
@@ -100,7 +121,7 @@ class EngineCache:
         return load(engine)
 
     def write(self, path: Path, data: bytes) -> None:
-        """Put `data` at `path` at once or, where that cannot be, not at all, and say so."""
+        """Write `data` to `path` as a whole; log it if that is not possible."""
         temporary = None
         try:
             with NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
@@ -114,12 +135,12 @@ class EngineCache:
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
-        """Hold the lock file beside `path`; says so when it has to wait for another process."""
+        """Hold the lock file beside `path`; log it if another process must be waited for."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = open(path.with_name(f"{path.name}.lock"), "w")
+            file = path.with_name(f"{path.name}.lock").open("w")
         except OSError:
-            yield  # nothing can be written here, so there is nothing to protect
+            yield  # no process can write here, so there is nothing to protect
             return
         with file:
             try:
@@ -140,8 +161,8 @@ def _pack(key: EngineKey, engine: CachedEngine) -> bytes:
 
 
 def _read(path: Path, key: EngineKey) -> CachedEngine:
-    """Raises FileNotFoundError, or StaleEngine if the file is not whole or not of `key`."""
-    # Checked before TensorRT sees it, which crashes the process on some damaged files.
+    """Read an engine. Raises FileNotFoundError, StaleEngine if it is damaged or of another key."""
+    # Checked first, because TensorRT crashes the process on some damaged files.
     try:
         line, _, data = path.read_bytes().partition(b"\n")
         header = json.loads(line)

@@ -7,16 +7,20 @@ import ctypes
 import weakref
 from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
-from fusion_ros.inference.engine import EngineError
+from fusion_ros.inference.engine import EngineError, UnavailableError
+
+_TRACES = ("/proc/driver/nvidia/version", "/etc/nv_tegra_release", "/dev/nvmap")
+"""Files of NVIDIA's driver and of a Jetson: there is a GPU, even if CUDA does not find it."""
 
 
 @cache
 def driver() -> ctypes.CDLL | None:
-    """The initialised CUDA driver library, or None where it or a GPU is missing."""
-    # By ctypes, so that asking needs no CUDA package: `auto` asks on every machine.
+    """Return the initialised CUDA driver library, or None if it or a GPU is missing."""
+    # By ctypes, because `auto` asks on machines without any CUDA package too.
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -25,6 +29,20 @@ def driver() -> ctypes.CDLL | None:
     if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return None
     return library
+
+
+def gpu_is_present() -> bool:
+    """Whether this machine has an NVIDIA GPU, usable or not."""
+    return driver() is not None or any(Path(path).exists() for path in _TRACES)
+
+
+def driver_major() -> int | None:
+    """Return the newest CUDA release that the driver runs, such as 12; None without a driver."""
+    version = ctypes.c_int()
+    library = driver()
+    if library is None or library.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return version.value // 1000
 
 
 def device_name() -> str:
@@ -37,7 +55,7 @@ def device_name() -> str:
 
 
 def compute_capability() -> str:
-    """Of the first GPU, such as '8.9'; empty without one."""
+    """Compute capability of the first GPU, such as '8.9'; empty without one."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     library = driver()
     if library is None:
@@ -49,27 +67,30 @@ def compute_capability() -> str:
 
 
 def runtime():
-    """The CUDA runtime's Python module, from cuda-python 12 or 13."""
+    """Import the CUDA runtime's Python module, of cuda-python 12 or 13.
+
+    Raises UnavailableError with the command that installs it.
+    """
     try:
         from cuda.bindings import runtime as module
     except ImportError:
         try:
             from cuda import cudart as module  # cuda-python before 12.6
         except ImportError as error:
-            raise EngineError(
-                "the Python package cuda-bindings is missing, which moves the images to the GPU: "
-                "`pip install cuda-bindings` of your driver's CUDA, such as cuda-bindings==12.*"
+            raise UnavailableError(
+                "TensorRT needs the Python package cuda-bindings to move images to the GPU, and it "
+                f"is missing: `pip install 'cuda-bindings=={driver_major() or 12}.*'`"
             ) from error
     return module
 
 
 def call(function: Callable, *arguments):
-    """Call into `runtime()`: its result without the error code, which raises EngineError."""
+    """Call a function of `runtime()` and return its result; an error code raises EngineError."""
     status, *results = function(*arguments)
     if int(status):
         raise EngineError(
-            f"CUDA: {function.__name__} failed with {status.name}; if the driver is meant, install "
-            "the cuda-bindings of its CUDA version, which `nvidia-smi` shows"
+            f"CUDA: {function.__name__} failed with {status.name}; if it names the driver, "
+            "install the cuda-bindings of the CUDA version that `nvidia-smi` shows"
         )
     return results[0] if results else None
 
@@ -82,7 +103,7 @@ class PinnedBlock:
     """
 
     _ALIGNMENT = 256
-    """Of addresses that TensorRT takes."""
+    """Of the addresses that TensorRT takes, in bytes."""
 
     def __init__(self, specs: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
         cuda = self._cuda = runtime()
@@ -105,15 +126,15 @@ class PinnedBlock:
         self.devices = {name: int(self._device) + offset for name, offset in offsets.items()}
 
     def upload(self, stream) -> None:
-        """All arrays to the GPU, by one copy."""
+        """Copy all arrays to the GPU at once."""
         self._copy(self._device, self._host, self._nbytes, "cudaMemcpyHostToDevice", stream)
 
     def download(self, stream) -> None:
-        """All arrays from the GPU, by one copy."""
+        """Copy all arrays from the GPU at once."""
         self._copy(self._host, self._device, self._nbytes, "cudaMemcpyDeviceToHost", stream)
 
     def take(self, name: str, source: int, stream) -> None:
-        """One array from another place on the GPU."""
+        """Copy one array from another place on the GPU."""
         kind = "cudaMemcpyDeviceToDevice"
         self._copy(self.devices[name], source, self._sizes[name], kind, stream)
 
@@ -123,7 +144,7 @@ class PinnedBlock:
 
 
 class Stream:
-    """One CUDA stream, and the graph captured from the work that it repeats."""
+    """A CUDA stream, and the graph captured from the work that it repeats."""
 
     def __init__(self) -> None:
         cuda = self._cuda = runtime()
@@ -135,14 +156,14 @@ class Stream:
         call(self._cuda.cudaStreamSynchronize, self.handle)
 
     def capture(self, enqueue: Callable[[], None]) -> None:
-        """Record what `enqueue` puts on the stream as a graph that `replay` launches at once."""
+        """Record what `enqueue` puts on the stream as the graph that `replay` launches."""
         cuda = self._cuda
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call(cuda.cudaStreamBeginCapture, self.handle, mode)
         try:
             enqueue()
         except EngineError:
-            cuda.cudaStreamEndCapture(self.handle)  # or the stream stays unusable
+            cuda.cudaStreamEndCapture(self.handle)  # otherwise the stream stays unusable
             raise
         graph = call(cuda.cudaStreamEndCapture, self.handle)
         self._graph = call(cuda.cudaGraphInstantiate, graph, 0)

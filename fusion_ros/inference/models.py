@@ -9,12 +9,12 @@ from fusion_models import WEIGHTS_DIR
 
 
 def list_methods() -> list[str]:
-    """Names of the shipped fusion methods, alphabetically: the stems of `weights/<method>.onnx`."""
+    """Return the shipped fusion methods in alphabetical order: stems of `weights/<method>.onnx`."""
     return sorted(p.stem for p in WEIGHTS_DIR.glob("*.onnx") if not p.stem.endswith(".fp16"))
 
 
 def model_path(method_or_path: str | Path, precision: str = "fp32") -> Path:
-    """ONNX file of a shipped method, or of a model of one's own given by its path (`*.onnx`).
+    """Return the ONNX file of a shipped method, or the path `*.onnx` of any other model.
 
     Raises ValueError naming the choices if there is no such method, file or precision.
     """

@@ -4,25 +4,31 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from fusion_ros.inference import cuda
 from fusion_ros.inference.engine import (
     Engine,
     EngineError,
     Feeds,
-    Log,
     ModelSpec,
-    Rewrite,
-    Size,
     TensorSpec,
+    UnavailableError,
     is_fp16,
 )
-from fusion_ros.inference.rewritten import start_rewritten
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise UnavailableError(
+        f"onnxruntime cannot be imported ({error}): `pip install 'onnxruntime>=1.18'`, for an "
+        "NVIDIA GPU `pip install onnxruntime-gpu[cuda,cudnn]`, on a Jetson NVIDIA's wheel of "
+        "onnxruntime-gpu for your JetPack"
+    ) from error
 
 _VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
 DTYPES = {
@@ -36,23 +42,22 @@ DTYPES = {
 
 
 class OnnxRuntimeEngine(Engine):
-    """`onnx` on `provider`, 'CUDA' or 'CPU'. Raises EngineError where the provider cannot run.
+    """`onnx` on `provider`, 'CUDA' or 'CPU'.
 
-    What runs is optimised for one size of the inputs, and made anew when another comes, which
-    takes 7 to 35 ms on the CPU: with sizes left free baffm takes a sixth longer. Outputs go to
-    buffers kept as long.
+    The session is optimised for one size of the inputs, and made anew for another, which takes 7
+    to 35 ms on the CPU: with free sizes baffm takes a sixth longer. The output buffers are kept as
+    long as the session.
+
+    Raises UnavailableError if the provider cannot run, EngineError if it cannot load the model.
     """
 
     backend = "onnxruntime"
 
-    def __init__(
-        self, onnx: Path, provider: str, threads: int = 0, log: Log = lambda message: None
-    ) -> None:
+    def __init__(self, onnx: Path, provider: str, threads: int = 0) -> None:
         self._onnx = onnx
         self._provider = f"{provider}ExecutionProvider"
         self._threads = threads or len(os.sched_getaffinity(0))
-        self._log = log
-        # Only shows that the provider runs and what the model is.
+        # Shows that the provider runs, and reads the model's tensors.
         session = _session(onnx, self._provider, self._threads, optimise=False)
         super().__init__(_spec(session))
         self._named = {tensor.name: tensor.shape for tensor in session.get_inputs()}
@@ -85,7 +90,7 @@ class OnnxRuntimeEngine(Engine):
         return self._results
 
     def _start(self, feeds: dict[str, np.ndarray], shapes: tuple[tuple[int, ...], ...]) -> None:
-        """Run once, for the first time with inputs of these shapes."""
+        """Make a session for inputs of these shapes and run it once."""
         self.close()  # two sessions might be more than fits into a GPU
         sizes = {
             dimension: size
@@ -110,20 +115,9 @@ class OnnxRuntimeEngine(Engine):
     def close(self) -> None:
         self._binding = self._session = self._shapes = None
 
-    def rewritten(self, rewrite: Rewrite, size: Size) -> Engine | None:
-        if self.device == "CPU":  # where OpenCV converts faster than onnxruntime's kernels
-            return None
-
-        def start(onnx: Path) -> Engine:
-            engine = OnnxRuntimeEngine(onnx, "CUDA", log=self._log)
-            engine.run(engine.buffers(*size))
-            return engine
-
-        return start_rewritten(self._onnx, rewrite, start, self._log)
-
 
 def read_spec(onnx: Path) -> ModelSpec:
-    """Inputs, outputs and metadata of an ONNX file. Raises EngineError if it is not one."""
+    """Read inputs, outputs and metadata of an ONNX file. Raises EngineError if it is none."""
     return _spec(_session(onnx, "CPUExecutionProvider", 1, optimise=False))
 
 
@@ -152,9 +146,9 @@ def _session(
     sizes: Mapping[str, int] | None = None,
     optimise: bool = True,
 ) -> ort.InferenceSession:
-    """sizes: of the model's free dimensions, by name, where they are known."""
+    """Start a session; sizes: of the model's free dimensions by name, where they are known."""
     if provider not in ort.get_available_providers():
-        raise EngineError(
+        raise UnavailableError(
             f"this onnxruntime {ort.__version__} has no {provider}: for an NVIDIA GPU replace it, "
             "`pip uninstall onnxruntime && pip install onnxruntime-gpu[cuda,cudnn]`"
         )
@@ -164,11 +158,10 @@ def _session(
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    # Threads that wait busily take the cores from the cameras and DDS, and from each other:
-    # on two shared cores a network took 1.5 times as long and twice the CPU time.
+    # Threads that spin while they wait take the cores from the cameras, DDS and each other: on two
+    # shared cores a network took 1.5 times as long and twice the CPU time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Planned in one piece, the memory of a whole process is half to four fifths more than in
-    # pieces that are kept, and nothing is faster.
+    # Memory planned in one piece takes half to four fifths more than arenas, and is no faster.
     options.enable_mem_pattern = False
     for dimension, size in (sizes or {}).items():
         options.add_free_dimension_override_by_name(dimension, size)
@@ -181,11 +174,23 @@ def _session(
     try:
         session = ort.InferenceSession(str(onnx), options, [provider], [settings])
     except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise EngineError(f"onnxruntime cannot load {onnx}: {error}") from error
+        raise EngineError(_explain(onnx, str(error))) from error
     if session.get_providers()[0] != provider:
-        raise EngineError(
+        raise UnavailableError(
             f"onnxruntime {ort.__version__} could not start its {provider}: it needs an NVIDIA "
             "driver and CUDA with cuDNN, `pip install onnxruntime-gpu[cuda,cudnn]`; "
             "`nvidia-smi` should list the GPU"
         )
     return session
+
+
+def _explain(onnx: Path, error: str) -> str:
+    """Say which version reads the model if this onnxruntime is too old for it."""
+    versions = re.search(r"model IR version: (\d+), max supported IR version: (\d+)", error)
+    if not versions:
+        return f"onnxruntime {ort.__version__} cannot load {onnx}: {error}"
+    return (
+        f"{onnx} has ONNX IR version {versions[1]}, but onnxruntime {ort.__version__} reads only "
+        f"up to {versions[2]}: install a newer one (1.18 reads 10) by `pip install --upgrade "
+        "'onnxruntime>=1.18'`, or export the model with an older IR version"
+    )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 import threading
 from collections.abc import Iterator
@@ -16,9 +15,9 @@ from pathlib import Path
 from time import monotonic
 from types import ModuleType
 
-import cv2
 import numpy as np
 
+from fusion_models.contract import FP16_LIMIT, FUSED, FUSED_IMAGE, reference_image
 from fusion_ros.inference import cuda
 from fusion_ros.inference.cache import (
     CachedEngine,
@@ -26,41 +25,34 @@ from fusion_ros.inference.cache import (
     EngineKey,
     StaleEngine,
     default_cache_dir,
+    model_sha256,
 )
 from fusion_ros.inference.engine import (
+    WORKSPACE_MIB,
     DeviceArray,
     Engine,
     EngineError,
     Feeds,
+    Form,
     Log,
     ModelSpec,
-    Rewrite,
-    Size,
     TensorSpec,
-    fp16_sibling,
+    UnavailableError,
     fp32_sibling,
     is_fp16,
 )
-from fusion_ros.inference.image_graph import FUSED
 from fusion_ros.inference.onnxruntime import OnnxRuntimeEngine, read_spec
-from fusion_ros.inference.rewritten import start_rewritten
+from fusion_ros.size import Size
 
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-WORKSPACE_MIB = 1024
-FP16_LIMIT = 2 / 255
-"""Mean absolute difference from float32, of outputs in [0, 1], above which FP16 is not used."""
 PROGRESS_SECONDS = 5.0
 KEPT_SIZES = 4
 """Input sizes whose engines stay on the GPU at the same time."""
 
 
-class BuildError(EngineError):
-    """TensorRT cannot make an engine of this model."""
-
-
 @dataclass(frozen=True)
 class Library:
-    """A TensorRT that can be imported. name: 'TensorRT' or 'TensorRT-RTX'."""
+    """An importable TensorRT. name: 'TensorRT' or 'TensorRT-RTX'."""
 
     module: ModuleType
     name: str
@@ -90,14 +82,14 @@ class Library:
         return Logger()
 
     def create(self, name: str):
-        """TensorRT's object `name`. Raises EngineError where the driver does not suffice."""
+        """Create TensorRT's object `name`. Raises EngineError if the driver does not suffice."""
         try:
             return getattr(self.module, name)(self.logger)
-        except TypeError as error:  # what its bindings make of an object that C++ refused
+        except TypeError as error:  # raised by the bindings if C++ gives no object
             raise self.fail("does not start") from error
 
     def fail(self, what: str, kind: type[EngineError] = EngineError) -> EngineError:
-        """An error of `what` with TensorRT's own messages since the last one."""
+        """Return an error that says `what` and TensorRT's messages since the last one."""
         reasons = "; ".join(self.logger.errors) or "it gave no reason"
         self.logger.errors.clear()
         return kind(f"{self.description} {what}: {reasons}")
@@ -105,7 +97,10 @@ class Library:
 
 @functools.cache
 def import_library() -> Library:
-    """The installed TensorRT, the full one before TensorRT-RTX. Raises EngineError without one."""
+    """Import the installed TensorRT, the full one rather than TensorRT-RTX.
+
+    Raises UnavailableError without one.
+    """
     reasons = []
     for name in MODULES:
         if find_spec(name) is None:
@@ -117,16 +112,17 @@ def import_library() -> Library:
             reasons.append(f"{name}: {error}")
         else:
             return Library(trt, "TensorRT-RTX" if "rtx" in name else "TensorRT")
-    raise EngineError(
+    raise UnavailableError(
         "no usable TensorRT Python package for the NVIDIA GPU: install NVIDIA's `tensorrt`, or "
-        "for an RTX GPU `pip install fusion_ros[tensorrt]`; Jetson has it from JetPack, seen by "
-        "environments made with --system-site-packages" + "".join(f" ({r})" for r in reasons)
+        "for an RTX GPU `pip install fusion_ros[tensorrt]`; on a Jetson it comes with JetPack, and "
+        "a virtual environment sees it if it was made with --system-site-packages"
+        + "".join(f" ({r})" for r in reasons)
     )
 
 
 @dataclass(frozen=True)
 class Build:
-    """A serialized engine, with the number of layers the ONNX was parsed to."""
+    """A serialized engine; layers: of the network that was parsed; seconds: the build took."""
 
     data: bytes
     layers: int
@@ -152,7 +148,7 @@ def build(
         TensorRT-RTX only, and it needs no GPU.
 
     The network is strongly typed: every layer computes in the precision that the ONNX says.
-    Raises BuildError with TensorRT's messages if it cannot be parsed or built.
+    Raises EngineError with TensorRT's messages if it cannot be parsed or built.
     """
     trt = library.module
     start = monotonic()
@@ -166,7 +162,7 @@ def build(
             library.logger.errors.append(
                 f"{error.node_operator()} '{error.node_name()}': {error.desc()}"
             )
-        raise library.fail(f"cannot parse {onnx.name}", BuildError)
+        raise library.fail(f"cannot parse {onnx.name}")
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         tensor.shape = static_shape(tuple(tensor.shape), size)
@@ -178,17 +174,17 @@ def build(
     with _timing_cache(library, config, cache), _progress(trt, config, onnx.name, log):
         data = builder.build_serialized_network(network, config)
     if data is None:
-        raise library.fail(f"cannot build {onnx.name}", BuildError)
+        raise library.fail(f"cannot build {onnx.name}")
     return Build(bytes(data), network.num_layers, monotonic() - start)
 
 
 def static_shape(shape: tuple[int, ...], size: Size | None) -> tuple[int, ...]:
-    """`shape` with its free dimensions (-1) filled: 1 for the batch, `size` for the last two."""
+    """Fill the free dimensions (-1) of `shape`: 1 for the batch, `size` for the last two."""
     if -1 not in shape:
         return shape
     if size is None:
-        raise EngineError(f"the model's input {shape} is free: say for which (H, W) to build")
-    filled = (1,) * (len(shape) - 2) + size
+        raise EngineError(f"the model's input {shape} has free dimensions: give the size to build")
+    filled = (1,) * (len(shape) - 2) + size.shape
     return tuple(want if have == -1 else have for have, want in zip(shape, filled))
 
 
@@ -204,7 +200,7 @@ def _set_target(library: Library, config, target: str) -> None:
 
 
 def _capabilities(library: Library) -> dict[str, object]:
-    """Compute capabilities that TensorRT-RTX knows, '7.5' -> its enumerator; {} for TensorRT."""
+    """Return the compute capabilities of TensorRT-RTX, '7.5' -> enumerator; {} for TensorRT."""
     members = getattr(library.module, "ComputeCapability", None) if library.is_rtx else None
     if members is None:
         return {}
@@ -217,7 +213,7 @@ def _capabilities(library: Library) -> dict[str, object]:
 
 @contextmanager
 def _timing_cache(library: Library, config, cache: EngineCache | None) -> Iterator[None]:
-    """Start from the timings of earlier builds, and add this one's. TensorRT-RTX has none."""
+    """Give a build the timings of earlier ones and keep its own. TensorRT-RTX has none."""
     if cache is None or library.is_rtx:
         yield
         return
@@ -233,7 +229,7 @@ def _timing_cache(library: Library, config, cache: EngineCache | None) -> Iterat
 
 @contextmanager
 def _progress(trt: ModuleType, config, name: str, log: Log) -> Iterator[None]:
-    """Log every few seconds how far the build is, which takes minutes on a Jetson."""
+    """Log the build's progress every few seconds: on a Jetson it takes minutes."""
     done = threading.Event()
     phase = "starting"
     start = monotonic()
@@ -258,9 +254,9 @@ def _progress(trt: ModuleType, config, name: str, log: Log) -> Iterator[None]:
         while not done.wait(PROGRESS_SECONDS):
             log(f"building {name} for TensorRT, {monotonic() - start:.0f} s so far: {phase}")
 
-    monitor = Monitor()  # a name of its own keeps it alive: TensorRT does not
+    monitor = Monitor()  # held by this name: TensorRT keeps no reference
     config.progress_monitor = monitor
-    # A thread of its own, since single steps take longer than the interval.
+    # On a thread, because a single step may take longer than the interval.
     thread = threading.Thread(target=report, daemon=True)
     thread.start()
     try:
@@ -271,13 +267,16 @@ def _progress(trt: ModuleType, config, name: str, log: Log) -> Iterator[None]:
 
 
 class TensorRTEngine(Engine):
-    """`onnx` on the first NVIDIA GPU. Raises EngineError if there is none or no TensorRT.
+    """`onnx` on the first NVIDIA GPU.
 
-    One engine is built and kept for each input size, cached on disk; with `shape` the first is
-    built at once, else with the first run. For a model that leaves nothing free, `shape` is only
-    the size that it is called by. An FP16 model is compared with its float32 sibling when it is
-    built, and gives way to it above FP16_LIMIT. A float32 model that cannot be built (for Turing
-    TensorRT-RTX has no float32 matrix products) gives way to its FP16 sibling, if there is one.
+    One engine is built for each input size and cached on disk; the latest `KEPT_SIZES` stay on the
+    GPU. With `size` the first is built at once, otherwise by the first `buffers` or `run`. If the
+    model has no free dimension, `size` is only what its engine is named by. A float16 model is
+    compared with its float32 form when it is built.
+
+    Raises UnavailableError if there is no GPU, no TensorRT or no CUDA for Python; `buffers` and
+    `run` raise EngineError if the model cannot be built for a size, and if the outputs of a
+    float16 model differ by more than `FP16_LIMIT`.
     """
 
     backend = "tensorrt"
@@ -286,86 +285,68 @@ class TensorRTEngine(Engine):
     def __init__(
         self,
         onnx: Path,
-        shape: Size | None = None,
+        size: Size | None = None,
         *,
         cache_dir: Path | None = None,
         workspace_mib: int = WORKSPACE_MIB,
         log: Log = lambda message: None,
     ) -> None:
         if cuda.driver() is None:
-            raise EngineError("no NVIDIA GPU with a driver was found: `nvidia-smi` should list it")
+            raise UnavailableError(
+                "no NVIDIA GPU with a driver was found: `nvidia-smi` should list it"
+            )
         self._library = import_library()
         self._capability = cuda.compute_capability()
         known = _capabilities(self._library)
         if known and self._capability not in known:
-            raise EngineError(
+            raise UnavailableError(
                 f"{self._library.description} does not run on {cuda.device_name()} (compute "
                 f"capability {self._capability}, it knows {', '.join(known)}): install "
                 "NVIDIA's full `tensorrt`, or use onnxruntime_cuda"
             )
-        cuda.call(cuda.runtime().cudaGetDeviceCount)  # fails where the driver is too old
+        cuda.call(cuda.runtime().cudaGetDeviceCount)  # fails if the driver is too old
         super().__init__(read_spec(onnx))
         self.device = f"CUDA:0 {cuda.device_name()}"
+        self.precision = "fp16" if is_fp16(onnx) else "fp32"
+        self._onnx = onnx
+        self._sha256 = model_sha256(onnx)
         self._cache = EngineCache(cache_dir or default_cache_dir(), log)
         self._workspace_mib = workspace_mib
         self._log = log
         self._programs: dict[Size, Program] = {}
-        self._failed: dict[Size, str] = {}
-        self._given_up: set[Path] = set()
-        self._use(onnx)
+        self._latest: Program | None = None
         self._fixed: Size | None = None
         if not any(None in spec.shape for spec in self.inputs):
-            self._fixed = shape or self.inputs[0].shape[-2:]
-        self._latest: Program | None = None
-        if shape:
-            self._program(shape)
+            height, width = self.inputs[0].shape[-2:]
+            self._fixed = size or Size(width, height)
+        if size:
+            self._program(size)
 
     @property
     def description(self) -> str:
-        sizes = [f"{width}x{height}" for height, width in list(self._programs)]
-        return ", ".join((self._library.description, self.device, self.precision, *sizes))
+        return ", ".join(
+            (self._library.description, self.device, self.precision, *map(str, self._programs))
+        )
 
-    def buffers(self, height: int, width: int) -> dict[str, np.ndarray]:
-        return dict(self._program(self._fixed or (height, width)).inputs.hosts)
+    def buffers(self, size: Size, form: Form | None = None) -> dict[str, np.ndarray]:
+        return dict(self._program(self._fixed or size).inputs.hosts)
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         feeds = self.check(feeds)
-        self._latest = self._program(self._fixed or feeds[self.inputs[0].name].shape[-2:])
+        height, width = feeds[self.inputs[0].name].shape[-2:]
+        self._latest = self._program(self._fixed or Size(width, height))
         return self._latest.run(feeds)
 
     def on_device(self, output: str) -> DeviceArray | None:
         return self._latest and self._latest.on_device(output)
 
-    def rewritten(self, rewrite: Rewrite, size: Size) -> Engine | None:
-        def start(onnx: Path) -> Engine:
-            return TensorRTEngine(
-                onnx,
-                size,
-                cache_dir=self._cache.folder,
-                workspace_mib=self._workspace_mib,
-                log=self._log,
-            )
-
-        return start_rewritten(self._onnx, rewrite, start, self._log)
-
     def close(self) -> None:
         self._programs.clear()
         self._latest = None
 
-    def _use(self, onnx: Path) -> None:
-        self._onnx = onnx
-        self._sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
-        self.precision = "fp16" if is_fp16(onnx) else "fp32"
-
     def _program(self, size: Size) -> Program:
-        if size in self._failed:
-            raise BuildError(self._failed[size])  # without building it again for each frame
-        try:
-            program = self._programs.pop(size, None) or self._load(size)
-        except (BuildError, StaleEngine) as error:
-            self._failed[size] = str(error)
-            raise
-        self._programs[size] = program  # the last one is the last used
+        program = self._programs.pop(size, None) or self._load(size)
+        self._programs[size] = program  # in the order of their last use
         if len(self._programs) > KEPT_SIZES:
             del self._programs[next(iter(self._programs))]
         return program
@@ -378,43 +359,25 @@ class TensorRTEngine(Engine):
             device=cuda.device_name(),
             compute_capability=self._capability,
             precision=self.precision,
-            height=size[0],
-            width=size[1],
+            height=size.height,
+            width=size.width,
         )
-        try:
-            engine, program = self._cache.get(
-                key, lambda: self._build(size), lambda engine: (engine, self._start(engine, key))
-            )
-        except BuildError as error:
-            half = fp16_sibling(self._onnx)
-            if is_fp16(self._onnx) or half in self._given_up or not half.is_file():
-                raise
-            self._log(f"{self._onnx.name} does not run here, using the float16 model: {error}")
-            self._give_way(half)
-            return self._load(size)
-        # Negated, since float16 that overflows gives NaN.
-        if engine.fp16_error is not None and not engine.fp16_error <= FP16_LIMIT:
-            self._log(
-                f"{self._onnx.name} differs from float32 by {255 * engine.fp16_error:.1f}/255 on "
-                f"this GPU (allowed {255 * FP16_LIMIT:.0f}/255): using the float32 model"
-            )
-            self._give_way(fp32_sibling(self._onnx))
-            return self._load(size)
-        return program
-
-    def _give_way(self, onnx: Path) -> None:
-        """Go on with `onnx`, for good."""
-        self._given_up.add(self._onnx)
-        self._use(onnx)
-        self._programs.clear()
-
-    def _start(self, engine: CachedEngine, key: EngineKey) -> Program:
         kernels = self._cache.folder / f"{key.filename}.kernels"
-        return Program(self._library, self.model, engine.data, self._cache, kernels, self._log)
+
+        def load(engine: CachedEngine) -> Program:
+            # Negated, since float16 that overflows gives NaN.
+            if engine.fp16_error is not None and not engine.fp16_error <= FP16_LIMIT:
+                raise EngineError(
+                    f"{self._onnx.name} differs from float32 by {255 * engine.fp16_error:.1f}/255 "
+                    f"on this GPU (allowed {255 * FP16_LIMIT:.0f}/255)"
+                )
+            return Program(self._library, self.model, engine.data, self._cache, kernels, self._log)
+
+        return self._cache.get(key, lambda: self._build(size), load)
 
     def _build(self, size: Size) -> CachedEngine:
         self._log(
-            f"building {self._onnx.name} for {size[1]}x{size[0]} on {cuda.device_name()} with "
+            f"building {self._onnx.name} for {size} on {cuda.device_name()} with "
             f"{self._library.description}; kept in {self._cache.folder} for the next start"
         )
         built = build(
@@ -427,40 +390,35 @@ class TensorRTEngine(Engine):
         )
         self._log(f"built {self._onnx.name}: {built.layers} layers, {built.seconds:.1f} s")
         try:
-            return CachedEngine(built.data, self._fp16_error(built.data, size))
+            return CachedEngine(built.data, self._fp16_error(built.data))
         except EngineError as error:
-            raise BuildError(f"{self._onnx.name} was built and does not run: {error}") from error
+            raise EngineError(f"{self._onnx.name} was built and does not run: {error}") from error
 
-    def _fp16_error(self, data: bytes, size: Size) -> float | None:
-        """Mean absolute difference of the fused image from float32, on a made-up pair; None for
-        models that do not fuse.
+    def _fp16_error(self, data: bytes) -> float | None:
+        """Mean absolute difference of the fused image from float32; None if nothing is fused.
 
-        The float32 output is onnxruntime's on the CPU: a reference of other code and hardware.
+        Of outputs in [0, 1], on a reference pair. The float32 output is onnxruntime's on the CPU:
+        a reference by other code on other hardware.
         """
         reference = fp32_sibling(self._onnx)
-        fused = self.outputs[0]  # others have other ranges
-        if not (is_fp16(self._onnx) and fused.name in ("fused", FUSED) and reference.is_file()):
+        name = self.outputs[0].name
+        if not (is_fp16(self._onnx) and name in (FUSED, FUSED_IMAGE) and reference.is_file()):
             return None
         program = Program(self._library, self.model, data)
         feeds = {
-            name: _reference_image(array.shape, array.dtype, seed)
+            name: _reference_input(array.shape, array.dtype, seed)
             for seed, (name, array) in enumerate(program.inputs.hosts.items())
         }
-        got = program.run(feeds)[fused.name]
-        wanted = OnnxRuntimeEngine(reference, "CPU").run(feeds)[fused.name]
+        got = program.run(feeds)[name]
+        wanted = OnnxRuntimeEngine(reference, "CPU").run(feeds)[name]
         return float(np.abs(np.subtract(got, wanted, dtype=np.float32)).mean()) / _white(got.dtype)
 
 
-def _reference_image(shape: tuple[int, ...], dtype: np.dtype, seed: int) -> np.ndarray:
-    """[1, 1, H, W] or [1, H, W, 3] with detail at all scales, the same for each `seed`."""
-    rng = np.random.default_rng(seed)
-    height, width = shape[1:3] if shape[-1] == 3 else shape[2:]
-    plane = np.zeros((height, width), np.float32)
-    for cells, weight in ((4, 0.5), (16, 0.3), (64, 0.15), (max(height, width), 0.05)):
-        coarse = rng.random((min(cells, height), min(cells, width)), np.float32)
-        plane += weight * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    plane = cv2.normalize(plane, None, 0, _white(dtype), cv2.NORM_MINMAX)
-    colours = shape[-1] if shape[-1] == 3 else 1
+def _reference_input(shape: tuple[int, ...], dtype: np.dtype, seed: int) -> np.ndarray:
+    """Return the reference image as an input, `[1, 1, H, W]` or `[1, H, W, 3]`."""
+    colours = 3 if shape[-1] == 3 else 1
+    height, width = shape[1:3] if colours == 3 else shape[2:]
+    plane = reference_image(height, width, seed) * _white(dtype)
     return np.repeat(plane, colours).reshape(shape).astype(dtype)
 
 
@@ -471,8 +429,9 @@ def _white(dtype: np.dtype) -> float:
 class Program:
     """A built engine on the GPU with its memory: one upload, one download, one CUDA graph.
 
-    kernels: file, in `cache`, of the kernels that TensorRT-RTX compiles when an engine starts.
-    Raises EngineError if the engine does not fit this GPU and library.
+    kernels: file in `cache` for the kernels that TensorRT-RTX compiles when an engine starts.
+    Raises StaleEngine if the engine does not fit this GPU and library, EngineError if it cannot
+    run.
     """
 
     def __init__(
@@ -486,19 +445,19 @@ class Program:
     ) -> None:
         library.logger.errors.clear()
         self._library = library
-        # A thread that is new has no current GPU.
+        # CUDA keeps the current GPU for each thread.
         cuda.call(cuda.runtime().cudaSetDevice, 0)
         self._engine = library.create("Runtime").deserialize_cuda_engine(data)
         if self._engine is None:
             raise library.fail("cannot load the engine", StaleEngine)
-        # Of TensorRT-RTX's kernels, which must not go before the context.
+        # TensorRT-RTX's kernels must live as long as the context.
         self._context, self._compiled = self._create_context(kernels)
         if self._context is None:
-            raise library.fail("has not the GPU memory to run the engine")
+            raise library.fail("cannot start the engine; is the GPU's memory full?")
         self._stream = cuda.Stream()
         self.inputs = self._allocate(model.inputs)
         self.outputs = self._allocate(model.outputs)
-        # Once without a graph: TensorRT finishes its preparations in the first run.
+        # TensorRT finishes its preparations in the first run, which cannot be captured.
         self.inputs.upload(self._stream.handle)
         self._enqueue()
         self._stream.synchronize()
@@ -513,12 +472,12 @@ class Program:
             cache.write(kernels, bytes(compiled))
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Outputs by name, in pinned memory that the next run overwrites."""
+        """Return outputs by name, in pinned memory that the next run overwrites."""
         for name, host in self.inputs.hosts.items():
             feed = feeds[name]
             if feed is not host and not isinstance(feed, DeviceArray):
                 np.copyto(host, feed)
-        # Not in the graph, since what lies on the GPU already is to stay there.
+        # Outside the graph, because some frames need no upload.
         there = {name: feed for name, feed in feeds.items() if isinstance(feed, DeviceArray)}
         if len(there) < len(self.inputs.hosts):
             self.inputs.upload(self._stream.handle)
@@ -532,18 +491,18 @@ class Program:
         return self.outputs.hosts
 
     def on_device(self, output: str) -> DeviceArray:
-        """An output of the latest run, where it lies until the next."""
+        """Return the place of an output of the latest run, valid until the next."""
         host = self.outputs.hosts[output]
         return DeviceArray(self.outputs.devices[output], host.shape, host.dtype)
 
     def _create_context(self, kernels: Path | None):
-        """An execution context, and TensorRT-RTX's config and cache behind it (else None)."""
+        """Return an execution context, and TensorRT-RTX's runtime config and kernels, or None."""
         if not self._library.is_rtx or kernels is None:
             return self._engine.create_execution_context(), None
         config = self._engine.create_runtime_config()
         compiled = config.create_runtime_cache()
         if kernels.is_file():
-            compiled.deserialize(kernels.read_bytes())  # it ignores what does not fit
+            compiled.deserialize(kernels.read_bytes())  # which ignores what does not fit
         config.set_runtime_cache(compiled)
         return self._engine.create_execution_context(config), (config, compiled)
 
@@ -551,7 +510,10 @@ class Program:
         shapes = {s.name: tuple(self._engine.get_tensor_shape(s.name)) for s in specs}
         for name, shape in shapes.items():
             if -1 in shape:
-                raise BuildError(f"the size {shape} of '{name}' depends on the image's content")
+                raise EngineError(
+                    f"the shape {shape} of '{name}' depends on the image's content: TensorRT needs "
+                    "a fixed one"
+                )
         block = cuda.PinnedBlock({s.name: (shapes[s.name], s.dtype) for s in specs})
         for name, address in block.devices.items():
             self._context.set_tensor_address(name, address)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Camera images at a network's own ends: converting them becomes part of its ONNX graph.
+"""Networks that convert camera images themselves: the conversion becomes part of the ONNX graph.
 
 On a GPU luminance, padding, colour and letterbox then run where the network runs, and 8 bits a
-value travel to it and back instead of 32. Needs the package `onnx`, which the runtime otherwise
-does without.
+value are copied to it and back instead of 32. Needs the package `onnx`, unlike the rest of the
+runtime.
 """
 
 from __future__ import annotations
@@ -12,71 +12,72 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fusion_ros.inference.engine import EngineError, Size
+from fusion_models.contract import FUSED, FUSED_IMAGE, IR, THERMAL_IMAGE, VI, VISIBLE_IMAGE
+from fusion_ros.inference import EngineError
+from fusion_ros.size import Size
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-THERMAL, VISIBLE, FUSED = "thermal_image", "visible_image", "fused_image"
-"""Inputs and output of `fuse_images`."""
 IMAGE = "camera_image"
 """Input of `detect_in_images`."""
 
 _LUMINANCE = np.float32([[[[0.114]], [[0.587]], [[0.299]]]])
-"""BT.601, full range, of B, G and R, as 1x1 convolution [1, 3, 1, 1]."""
+"""Luminance (BT.601, full range) of B, G and R as a 1x1 convolution [1, 3, 1, 1]."""
 _RGB_OF_BGR = np.eye(3, dtype=np.float32)[::-1].reshape(3, 3, 1, 1)
 _OLDEST_OPSET = 11
-"""From which on Pad, Clip and Resize take what they take here as inputs."""
+"""First opset whose Pad, Clip and Resize take the inputs given here."""
 
 
 def fuse_images(model: ModelProto, size: Size, padded: Size) -> ModelProto:
-    """A fusion model (`ir`, `vi` -> `fused`) of camera images of one size.
+    """Make a fusion model (`ir`, `vi` -> `fused`) one of camera images of one size.
 
-    Takes `thermal_image` [1, 1, H, W] and `visible_image` [1, H, W, 3] BGR, gives `fused_image`
-    [1, H, W, 3] BGR, all uint8: what `Fuser` does of its own around the float model, but that
-    nothing is rounded on the way. (Y + d, Cr, Cb) is (B + d, G + d, R + d), so that to keep CbCr
-    is to add the change of Y to all three.
+    The result takes `thermal_image` [1, 1, H, W] and `visible_image` [1, H, W, 3] BGR and gives
+    `fused_image` [1, H, W, 3] BGR, all uint8. It computes what `Fuser` computes around the float
+    model on the CPU, but rounds only once, at the end. With Y, Cb, Cr of BT.601, keeping Cb and Cr
+    while Y changes by d gives (B + d, G + d, R + d): the change of Y is added to all three.
 
-    size: H and W of the images, in pixels; padded: of the network's inputs, which reflection fills.
+    size: of the images; padded: of the network's inputs, filled by reflection.
     Raises EngineError if the model cannot be extended.
     """
-    graph = _Graph(model, {"ir", "vi"}, {"fused"})
-    graph.take(THERMAL, (1, 1, *size))
-    graph.take(VISIBLE, (1, *size, 3))
-    bgr = graph.add("Transpose", graph.to_float(VISIBLE), perm=(0, 3, 1, 2))
+    graph = _Graph(model, {IR, VI}, {FUSED})
+    graph.take(THERMAL_IMAGE, (1, 1, *size.shape))
+    graph.take(VISIBLE_IMAGE, (1, *size.shape, 3))
+    bgr = graph.add("Transpose", graph.to_float(VISIBLE_IMAGE), perm=(0, 3, 1, 2))
     luminance = graph.add("Conv", bgr, graph.constant(_LUMINANCE))
     to_unit = graph.constant(np.float32(1 / 255))
-    graph.add("Mul", graph.reflect(graph.to_float(THERMAL), size, padded), to_unit, output="ir")
-    graph.add("Mul", graph.reflect(luminance, size, padded), to_unit, output="vi")
-    graph.after()
-    inside = graph.crop("fused", size, padded)
+    thermal = graph.reflect(graph.to_float(THERMAL_IMAGE), size, padded)
+    graph.add("Mul", thermal, to_unit, output=IR)
+    graph.add("Mul", graph.reflect(luminance, size, padded), to_unit, output=VI)
+    graph.insert_network()
+    inside = graph.crop(FUSED, size, padded)
     fused = graph.add("Mul", inside, graph.constant(np.float32(255)))
     change = graph.add("Sub", fused, luminance)
-    # Casting cuts off what follows the point, so half a level more rounds.
+    # The cast truncates, so adding half a level rounds.
     half = graph.add("Add", change, graph.constant(np.float32(0.5)))
     levels = graph.add("Add", bgr, half)
     ends = (graph.constant(np.float32(0)), graph.constant(np.float32(255)))
     clipped = graph.add("Clip", levels, *ends)
     interleaved = graph.add("Transpose", clipped, perm=(0, 2, 3, 1))
-    graph.give(FUSED, interleaved, (1, *size, 3))
+    graph.give(FUSED_IMAGE, interleaved, (1, *size.shape, 3))
     return graph.finish()
 
 
 def detect_in_images(
-    model: ModelProto, size: Size, scaled: Size, offset: Size, canvas: Size, padding: int
+    model: ModelProto, size: Size, scaled: Size, offset: tuple[int, int], canvas: Size, padding: int
 ) -> ModelProto:
-    """A detection model of RGB floats as one of `camera_image` [1, H, W, 3] uint8 BGR.
+    """Make a detection model of RGB floats one of `camera_image` [1, H, W, 3] uint8 BGR.
 
-    size: H and W of the image; scaled: what it is resized to (bilinear); offset: rows above and
-    columns left of it on the `canvas` that the network sees, filled with the level `padding`.
+    size: of the image; scaled: what it is resized to (bilinear); offset: columns left of it and
+    rows above it on the `canvas` that the network sees, filled with the level `padding`.
     Raises EngineError if the model cannot be extended.
     """
     name = model.graph.input[0].name
     graph = _Graph(model, {name}, set())
-    graph.take(IMAGE, (1, *size, 3))
+    graph.take(IMAGE, (1, *size.shape, 3))
     image = graph.add("Transpose", graph.to_float(IMAGE), perm=(0, 3, 1, 2))
     if scaled != size:
-        sizes = graph.constant(np.int64((1, 3, *scaled)))
+        sizes = graph.constant(np.int64((1, 3, *scaled.shape)))
         not_given = graph.constant(np.float32([]))
         image = graph.add(
             "Resize",
@@ -88,15 +89,16 @@ def detect_in_images(
             coordinate_transformation_mode="half_pixel",
         )
     rgb = graph.add("Conv", image, graph.constant(_RGB_OF_BGR / 255))
-    after = [c - s - o for c, s, o in zip(canvas, scaled, offset)]
-    pads = graph.constant(np.int64((0, 0, *offset, 0, 0, *after)))
+    left, top = offset
+    right, bottom = canvas.width - scaled.width - left, canvas.height - scaled.height - top
+    pads = graph.constant(np.int64((0, 0, top, left, 0, 0, bottom, right)))
     graph.add("Pad", rgb, pads, graph.constant(np.float32(padding / 255)), output=name)
-    graph.after()
+    graph.insert_network()
     return graph.finish()
 
 
 class _Graph:
-    """The nodes of a model while others are put before and after them."""
+    """A model whose graph is extended at its inputs and outputs."""
 
     def __init__(self, model: ModelProto, inputs: set[str], outputs: set[str]) -> None:
         import onnx
@@ -108,37 +110,39 @@ class _Graph:
         own = ("", "ai.onnx")
         opset = max((o.version for o in model.opset_import if o.domain in own), default=0)
         if opset < _OLDEST_OPSET:
-            raise EngineError(f"its opset is {opset}: export it with one from {_OLDEST_OPSET} on")
-        # What was in front of the network is put in front of its nodes.
+            raise EngineError(
+                f"its ONNX opset is {opset}: export it with {_OLDEST_OPSET} or a later one"
+            )
+        # Nodes are in order: those that feed the network must come before its own.
         self._network = list(self._graph.node)
         del self._graph.node[:]
         self._remove(self._graph.input, inputs)
         self._remove(self._graph.output, outputs)
 
     def take(self, name: str, shape: tuple[int, ...]) -> None:
-        """Have an input of uint8."""
+        """Add an input of uint8."""
         self._graph.input.append(self._tensor(name, shape))
 
     def give(self, name: str, source: str, shape: tuple[int, ...]) -> None:
-        """Have `source`, values from 0 to 255, as an output of uint8."""
+        """Add the output `name` of uint8 with the values of `source`, which lie in [0, 255]."""
         self.add("Cast", source, output=name, to=self._onnx.TensorProto.UINT8)
         self._graph.output.append(self._tensor(name, shape))
 
-    def after(self) -> None:
-        """Put the network here: what was added feeds it, what will be added reads it."""
+    def insert_network(self) -> None:
+        """Insert the network's nodes: nodes added before feed it, nodes added later read it."""
         self._graph.node.extend(self._network)
         self._network = []
 
     def finish(self) -> ModelProto:
-        """The model. Raises EngineError if it has become none."""
+        """Return the extended model. Raises EngineError if it is not valid."""
         try:
             self._onnx.checker.check_model(self._model)
         except self._onnx.checker.ValidationError as error:
-            raise EngineError(f"no images can be put in front of it: {error}") from error
+            raise EngineError(f"it cannot be extended to take images: {error}") from error
         return self._model
 
     def add(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
-        """Append a node; the name of its output."""
+        """Append a node and return the name of its output."""
         output = output or f"images/{kind}_{len(self._graph.node)}"
         name = f"images/{kind}_to_{output.removeprefix('images/')}"
         node = self._onnx.helper.make_node(kind, inputs, [output], name=name, **attributes)
@@ -146,26 +150,29 @@ class _Graph:
         return output
 
     def constant(self, value: np.ndarray) -> str:
+        """Add a constant and return its name."""
         name = f"images/constant_{len(self._graph.initializer)}"
         self._graph.initializer.append(self._onnx.numpy_helper.from_array(np.array(value), name))
         return name
 
     def to_float(self, name: str) -> str:
+        """Cast to float32."""
         return self.add("Cast", name, to=self._onnx.TensorProto.FLOAT)
 
     def reflect(self, name: str, size: Size, padded: Size) -> str:
-        """Rows and columns added at the bottom and right, mirrored at the last one."""
-        for axis, have, want in zip((2, 3), size, padded):
+        """Add rows and columns at the bottom and right, mirrored at the last one."""
+        for axis, have, want in zip((2, 3), size.shape, padded.shape):
             if want > have:
-                # Not Pad: by reflection it adds less than there is, and small images need more.
+                # Pad's reflection adds fewer rows than there are, and small images need more.
                 indices = np.pad(np.arange(have), (0, want - have), "reflect")
                 name = self.add("Gather", name, self.constant(indices), axis=axis)
         return name
 
     def crop(self, name: str, size: Size, padded: Size) -> str:
+        """Remove what `reflect` added."""
         if size == padded:
             return name
-        ends = (self.constant(np.int64((0, 0))), self.constant(np.int64(size)))
+        ends = (self.constant(np.int64((0, 0))), self.constant(np.int64(size.shape)))
         return self.add("Slice", name, *ends, self.constant(np.int64((2, 3))))
 
     def _tensor(self, name: str, shape: tuple[int, ...]):
