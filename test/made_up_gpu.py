@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""A GPU that is plain memory, and a TensorRT on it whose engines are run by onnxruntime.
+"""A simulated GPU: its memory is the host's, and onnxruntime runs its TensorRT engines.
 
-A "device address" is a host address; work put on the stream while it is captured is done by each
-launch of the graph. So what the engines do around CUDA is tested on any machine.
+A "device address" is a host address. Work enqueued on the stream during a capture is done by each
+launch of the graph. So the code around CUDA is tested on any machine.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import numpy as np
 import onnxruntime
 
 from fusion_ros.inference.tensorrt import Build, Library
+from fusion_ros.size import Size
 
 _KINDS = ("cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost", "cudaMemcpyDeviceToDevice")
 _DTYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 
 
 class MadeUpGpu:
-    """As much of cuda.bindings.runtime as the engine calls.
+    """The part of cuda.bindings.runtime that the engine calls.
 
-    copied, bytes: by kind of copy, their number and bytes; built: name and size of each engine
-    built; offset: what engines of FP16 models are wrong by, of outputs in [0, 1].
+    copied, bytes, latest: number and bytes of copies of each kind, and what the latest one moved.
+    built: name and size of each engine built. offset: error of engines of float16 models, whose
+    outputs lie in [0, 1].
     """
 
     cudaHostAllocDefault, cudaStreamNonBlocking = 0, 1
@@ -38,8 +40,9 @@ class MadeUpGpu:
         self.queue: list = []
         self.launches = 0
         self.copied, self.bytes = Counter(), Counter()
+        self.latest: dict[str, bytes] = {}
         self.offset = 0.0
-        self.built: list[tuple[str, tuple[int, int] | None]] = []
+        self.built: list[tuple[str, Size | None]] = []
         self.library = Library(MadeUpTensorRT(self), "TensorRT")
 
     def holds(self, address: int, size: int) -> bool:
@@ -53,17 +56,17 @@ class MadeUpGpu:
         return (0,)
 
     def build(self, library: Library, onnx: Path, size, **settings) -> Build:
-        """In place of fusion_ros.inference.tensorrt.build."""
+        """Replace fusion_ros.inference.tensorrt.build."""
         self.built.append((onnx.name, size))
         offset = self.offset if "fp16" in onnx.name else 0.0
-        head = b"fake %dx%d+%f\n" % (*size, offset)
+        head = b"fake %dx%d+%f\n" % (*size.shape, offset)
         return Build(head + onnx.read_bytes(), layers=3, seconds=0.1)
 
     def cudaGetDeviceCount(self):
         return 0, 1
 
     def cudaSetDevice(self, number):
-        return (number,)  # which is no error for 0 alone
+        return (number,)  # any number but 0 is an error code
 
     def cudaMalloc(self, size):
         block = (ctypes.c_byte * size)()
@@ -86,6 +89,7 @@ class MadeUpGpu:
             ctypes.memmove(target, source, size)
             self.copied[kind] += 1
             self.bytes[kind] += size
+            self.latest[kind] = ctypes.string_at(target, size)
 
         return self.enqueue(work)
 

@@ -30,6 +30,7 @@ from fusion_ros.frame.registration import Registration
 from fusion_ros.frame.thermal import GainControl
 from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.inference.models import list_methods, model_path
+from fusion_ros.size import Size
 
 DEFAULTS = {
     "methods": "", "size": 320, "width": 640, "height": 480, "backend": "onnxruntime_cpu",
@@ -55,7 +56,7 @@ def simulated_pair(scene: str, time_s: float, width: int, height: int) -> tuple:
 def fuse_and_enlarge(fuser: Fuser, thermal: np.ndarray, visible: np.ndarray, size: int):
     """What processing at `size` would give without guides: the change enlarged bilinearly."""
     height, width = thermal.shape
-    small = processed_size(height, width, size)[::-1]
+    small = processed_size(Size(width, height), size)
     ycrcb = cv2.cvtColor(visible, cv2.COLOR_BGR2YCrCb)
     ir, vi = (image.astype(np.float32) / 255 for image in (thermal, ycrcb[..., 0]))
     ir, vi_small = (cv2.resize(x, small, interpolation=cv2.INTER_AREA) for x in (ir, vi))
@@ -96,14 +97,14 @@ def main(arguments: list[str]) -> int:
     try:
         config = merge_settings(DEFAULTS, arguments)
         width, height = config.width, config.height
-        fused_at = processed_size(height, width, config.size)
-        if fused_at == (height, width):
+        fused_at = processed_size(Size(width, height), config.size)
+        if fused_at == (width, height):
             raise ConfigError(f"size={config.size} is no smaller than {width}x{height}")
         methods = config.methods.split(",") if config.methods else list_methods()
         pair = simulated_pair(*SHOWN[0], width, height)
         if config.repeats:
             print(
-                f"| | {width}x{height} ms | {fused_at[1]}x{fused_at[0]} ms | times as fast "
+                f"| | {width}x{height} ms | {fused_at} ms | times as fast "
                 "| of it network | upsampling | the rest |\n|---|---|---|---|---|---|---|"
             )
         for number, method in enumerate(methods):

@@ -118,7 +118,7 @@ def measure(method: str, config) -> dict:
     pair = reference_pair(*size)
     model = create_model(method)
     model.load_state_dict(load_file(path.with_suffix(".safetensors")))
-    engine = load_engine(path, "onnxruntime_cpu", size, threads=config.threads)
+    engine = load_engine(path, "onnxruntime_cpu", threads=config.threads)
     feeds = {"ir": pair[0], "vi": pair[1]}
     forms = {"onnx": lambda: engine.run(feeds), **torch_forms(model, pair)}
     timings = interleaved(forms, config.repeats, pause=PAUSE)
@@ -169,8 +169,8 @@ def on_images(path: Path, config) -> dict[str, Timing]:
             except EngineError as error:
                 print(f"time_networks.py: no {backend} in {precision}: {error}")
                 break
-            if (fuser.running is not engine) == (converter == "gpu"):
-                name = f"{backend}_{fuser.running.precision}_converted_by_{converter}"
+            if fuser.converts_on_gpu == (converter == "gpu"):
+                name = f"{backend}_{engine.precision}_converted_by_{converter}"
                 forms[name] = partial(fuser.fuse, thermal, visible, out)
     return interleaved(forms, config.repeats)
 

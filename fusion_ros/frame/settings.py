@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_ros.frame.fuser import SMALLEST
+from fusion_models.contract import SMALLEST
 from fusion_ros.frame.registration import homography_from_intrinsics, parse_homography
 from fusion_ros.frame.thermal import MODES
 from fusion_ros.inference import BACKENDS, PRECISIONS

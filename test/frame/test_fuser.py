@@ -12,6 +12,7 @@ from support import pair, write_detector_onnx, write_fusion_onnx
 
 from fusion_ros.frame.fuser import Fuser, padded_size, processed_size
 from fusion_ros.inference import Engine, EngineError, ModelSpec, TensorSpec, load_engine
+from fusion_ros.size import Size
 
 PLANE = (1, 1, None, None)
 
@@ -143,8 +144,9 @@ def test_the_network_sees_the_longer_side_at_the_processing_size(
     engine = Recorder()
     thermal, visible = pair(*size)
     Fuser(engine, processing_size).fuse(thermal, visible)
-    assert processed_size(size[1], size[0], processing_size) == fused_at
-    assert padded_size(*fused_at) == fed
+    fused_size = processed_size(Size(*size), processing_size)
+    assert fused_size.shape == fused_at
+    assert padded_size(fused_size).shape == fed
     luma = cv2.cvtColor(visible, cv2.COLOR_BGR2YCrCb)[..., 0]
     grow = tuple((0, padded - n) for n, padded in zip(fused_at, fed))
     for name, image in (("ir", thermal), ("vi", luma)):
@@ -199,8 +201,17 @@ def test_luminance_alone_is_fused_small_too(average):
     assert 0 < np.abs(luminance - Fuser(average).fuse_luminance(ir, vi)).max()
 
 
-def test_dark_pixels_below_zero_are_black():
-    """What the upsampling takes away beyond black must not come back as its absolute value."""
+@pytest.mark.parametrize(("value", "level"), [(-0.5, 0), (1.5, 255), (0.5, 128)])
+def test_network_output_beyond_the_range_is_clipped(value, level):
+    class Constant(Recorder):
+        def run(self, feeds):
+            return {"fused": np.full_like(feeds["vi"], value)}
+
+    fused = Fuser(Constant()).fuse(*(np.full(s, 90, np.uint8) for s in ((48, 64), (48, 64, 3))))
+    assert (fused == level).all()
+
+
+def test_upsampled_pixels_below_zero_are_black():
 
     class Darker(Recorder):
         def run(self, feeds):

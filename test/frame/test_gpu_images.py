@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Images on a GPU, a made-up one: what travels to it and back, and when the CPU converts."""
+"""Images on a simulated GPU: what is copied to it and back, and when the CPU converts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pipeline import Pipeline, load_detector, load_network
 from fusion_ros.frame.settings import Settings
 from fusion_ros.inference import EngineError, load_engine, onnxruntime, tensorrt
+from fusion_ros.size import Size
 
 UP, DOWN, ACROSS = (
     f"cudaMemcpy{kind}" for kind in ("HostToDevice", "DeviceToHost", "DeviceToDevice")
@@ -59,9 +60,8 @@ def test_a_new_size_gets_a_network_of_its_own_and_the_old_one_goes(gpu, fuser, a
         thermal, visible = pair(*size)
         assert_close(fuser.fuse(thermal, visible), on_the_cpu(average, thermal, visible))
         assert len(gpu.memory) == 4, "inputs and outputs, on both ends"
-    assert gpu.built == [("average.onnx", (48, 64)), ("average.onnx", (48, 80))]
+    assert gpu.built == [("average.onnx", Size(64, 48)), ("average.onnx", Size(80, 48))]
     fuser.close()
-    fuser._form.feeds = {}
     assert not gpu.memory
 
 
@@ -93,10 +93,7 @@ def test_the_detector_reads_the_fused_image_on_the_gpu(gpu, pipeline, tmp_path):
         assert gpu.bytes[ACROSS] == fused.nbytes
     cpu = Detector(load_engine(tmp_path / "boxes.onnx", "onnxruntime_cpu"))
     assert found == cpu.detect(fused) and len(found) == 2
-    # What it read there is the fused image.
-    address = pipeline.detector.running._latest.inputs.devices["camera_image"]
-    _start, block = next((s, b) for s, b in gpu.memory.items() if s == address)
-    assert (np.frombuffer(block, np.uint8)[: fused.size] == fused.ravel()).all()
+    assert gpu.latest[ACROSS] == fused.tobytes()
 
 
 def test_an_image_that_was_not_fused_goes_up_to_the_detector(gpu, pipeline):
@@ -111,10 +108,10 @@ def test_an_image_that_was_not_fused_goes_up_to_the_detector(gpu, pipeline):
 def test_a_small_processing_size_is_converted_by_the_cpu(gpu, average, tmp_path):
     fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path), processing_size=32)
     fuser.warmup((64, 48))
-    assert fuser.running is fuser.engine and gpu.built == [("average.onnx", (32, 32))]
+    assert not fuser.converts_on_gpu and gpu.built == [("average.onnx", Size(32, 32))]
     assert fuser.on_device() is None
     fuser.warmup((32, 24))  # no larger than that: seen as it is
-    assert fuser.running is not fuser.engine
+    assert fuser.converts_on_gpu
 
 
 def test_without_the_package_onnx_the_cpu_converts_and_says_so(gpu, average, tmp_path, monkeypatch):
@@ -132,7 +129,7 @@ def test_without_the_package_onnx_the_cpu_converts_and_says_so(gpu, average, tmp
 def test_images_that_tensorrt_refuses_are_converted_by_the_cpu(gpu, average, tmp_path, monkeypatch):
     def refuse(library, onnx, size, **settings):
         if onnx != average:
-            raise tensorrt.BuildError("no UINT8 here")
+            raise EngineError("no UINT8 here")
         return gpu.build(library, onnx, size, **settings)
 
     monkeypatch.setattr(tensorrt, "build", refuse)
@@ -140,7 +137,7 @@ def test_images_that_tensorrt_refuses_are_converted_by_the_cpu(gpu, average, tmp
     fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path, log=lines.append))
     thermal, visible = pair(64, 48)
     assert (fuser.fuse(thermal, visible) == on_the_cpu(average, thermal, visible)).all()
-    assert any(line.endswith("on the CPU, not on the GPU: no UINT8 here") for line in lines)
+    assert lines.count("tensorrt fp32, images converted on the GPU not used: no UINT8 here") == 1
 
 
 def test_a_full_disk_leaves_the_conversion_to_the_cpu(gpu, average, tmp_path, monkeypatch):
@@ -168,8 +165,8 @@ def test_a_model_of_one_size_keeps_it(gpu, average, tmp_path):
     thermal, visible = pair(64, 48)
     fuser = Fuser(load_engine(path, "tensorrt", cache_dir=tmp_path))
     assert_close(fuser.fuse(thermal, visible), on_the_cpu(path, thermal, visible))
-    assert fuser.running is not fuser.engine
-    assert fuser.image_form((80, 96)) is None, "more than it takes"
+    assert fuser.converts_on_gpu
+    assert fuser.form(Size(96, 80)) is None, "more than it takes"
 
 
 @pytest.fixture
@@ -189,7 +186,7 @@ def test_onnxruntime_converts_images_on_the_gpu_too(cuda_provider, average):
         for seed in range(2):
             thermal, visible = pair(*size, seed)
             assert_close(fuser.fuse(thermal, visible), on_the_cpu(average, thermal, visible))
-        assert fuser.running is not fuser.engine and fuser.on_device() is None
+        assert fuser.converts_on_gpu and fuser.on_device() is None
     fuser.close()
 
 
@@ -200,7 +197,7 @@ def test_onnxruntime_detects_in_images_on_the_gpu_too(cuda_provider, tmp_path):
     for size in ((64, 48), (200, 100)):
         image = pair(*size)[1]
         assert detector.detect(image) == cpu.detect(image) and len(cpu.detect(image)) == 2
-        assert detector.running is not detector.engine
+        assert detector.converts_on_gpu
 
 
 def test_images_that_onnxruntime_refuses_are_converted_by_the_cpu(
@@ -231,11 +228,11 @@ def test_fp16_is_compared_with_float32_by_fused_images_too(
     gpu.offset = offset
     fuser = Fuser(load_engine(average, "tensorrt", precision="fp16", cache_dir=tmp_path))
     fuser.warmup((64, 48))
-    assert fuser.running.precision == precision
-    assert precision in fuser.running.description
+    assert fuser.engine.precision == precision
+    assert precision in fuser.engine.description
 
 
 def test_the_cpu_converts_for_a_network_on_the_cpu(average):
     fuser = Fuser(load_engine(average, "onnxruntime_cpu"))
     fuser.warmup((64, 48))
-    assert fuser.running is fuser.engine
+    assert not fuser.converts_on_gpu

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Networks that take and give camera images: as exact as converting around them."""
+"""Networks that convert camera images themselves: as exact as the conversion on the CPU."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import onnxruntime
 import pytest
 from support import pair, write_detector_onnx, write_fusion_onnx
 
+from fusion_ros.frame import image_graph
 from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser, padded_size
-from fusion_ros.inference import EngineError, image_graph, load_engine
+from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.inference.models import list_methods, model_path
+from fusion_ros.size import Size
 
 onnx = pytest.importorskip("onnx")
 
@@ -32,8 +34,8 @@ def images(width, height, seed=0):
 
 
 def fused_in_the_graph(path, thermal, visible):
-    size = thermal.shape
-    model = image_graph.fuse_images(onnx.load(path), size, padded_size(*size))
+    size = Size.of(thermal)
+    model = image_graph.fuse_images(onnx.load(path), size, padded_size(size))
     feeds = {"thermal_image": thermal[None, None], "visible_image": visible[None]}
     return run(model, feeds)
 
@@ -59,7 +61,7 @@ def test_the_shipped_networks_fuse_images_as_the_cpu_does(method):
     assert error.mean() < 0.6 and np.quantile(error, 0.999) <= 3
 
 
-def test_thermal_that_is_the_visible_luminance_changes_no_colour(tmp_path):
+def test_a_thermal_image_equal_to_the_visible_luminance_changes_no_colour(tmp_path):
     _, visible = images(64, 48)
     grey = np.repeat(visible[:, :, :1], 3, axis=2)
     path = write_fusion_onnx(tmp_path / "max.onnx", "max")
@@ -89,7 +91,7 @@ def test_the_graph_sees_the_image_that_the_cpu_letterboxes(tmp_path, size):
     see.graph.output.append(
         onnx.helper.make_tensor_value_info("output0", onnx.TensorProto.FLOAT, [1, 3, 64, 64])
     )
-    got = run(detector.image_form(size[::-1])(see), {"camera_image": image[None]})
+    got = run(detector.form(Size(*size)).rewrite(see), {"camera_image": image[None]})
     # OpenCV rounds what it resizes, and the places between pixels to 1/2048.
     assert np.abs(got - expected).max() < 1.5 / 255
 
@@ -105,7 +107,7 @@ def test_a_real_detector_finds_the_same_in_the_graph(shared_data):
     for file in sorted(folder.iterdir())[:3]:
         image = cv2.imread(str(file))
         expected = [d for d in detector.detect(image) if d.score > 0.4]
-        model = detector.image_form(image.shape[:2])(onnx.load(path))
+        model = detector.form(Size.of(image)).rewrite(onnx.load(path))
         boxes, _scores, ids = detector._decode(run(model, {"camera_image": image[None]}))
         corners = detector._letterbox.to_source(boxes)
         for one in expected:
@@ -123,22 +125,22 @@ def test_detectors_of_older_and_newer_exports_are_resized_alike(tmp_path, opset)
     model = onnx.load(path)
     model.opset_import[0].version = opset
     _, image = pair(200, 100)
-    got = run(detector.image_form((100, 200))(model), {"camera_image": image[None]})
+    got = run(detector.form(Size(200, 100)).rewrite(model), {"camera_image": image[None]})
     expected = load_engine(path, "onnxruntime_cpu").run(
         {"images": letterboxed_by_the_cpu(detector, image)[None]}
     )
     np.testing.assert_allclose(got, expected["output0"][0], atol=1e-3)
 
 
-def test_a_model_of_an_old_opset_is_told(tmp_path):
+def test_a_model_of_an_old_opset_is_refused(tmp_path):
     model = onnx.load(write_fusion_onnx(tmp_path / "average.onnx"))
     model.opset_import[0].version = 9
-    with pytest.raises(EngineError, match="its opset is 9: export it with one from 11 on"):
-        image_graph.fuse_images(model, (48, 64), (48, 64))
+    with pytest.raises(EngineError, match="its ONNX opset is 9: export it with 11 or a later one"):
+        image_graph.fuse_images(model, Size(64, 48), Size(64, 48))
 
 
 def test_the_model_that_is_extended_stays_as_it_is(tmp_path):
     model = onnx.load(write_fusion_onnx(tmp_path / "average.onnx"))
     before = model.SerializeToString()
-    image_graph.fuse_images(model, (48, 64), (48, 64))
+    image_graph.fuse_images(model, Size(64, 48), Size(64, 48))
     assert model.SerializeToString() == before

@@ -11,12 +11,13 @@ import pytest
 from support import pair, write_fusion_onnx
 
 from fusion_models import WEIGHTS_DIR
-from fusion_ros.commands import build_engine as build_engine
+from fusion_ros.commands import build_engine
 from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.inference import EngineError, cuda, load_engine, tensorrt
-from fusion_ros.inference.rewritten import rewritten_files
-from fusion_ros.inference.tensorrt import BuildError, Library, TensorRTEngine
+from fusion_ros.inference.rewrite import rewritten_file
+from fusion_ros.inference.tensorrt import Library, TensorRTEngine
+from fusion_ros.size import Size
 
 MODELS = sorted(WEIGHTS_DIR.glob("*.onnx"))
 TARGETS = ("7.5", "8.9", "12.0")
@@ -49,9 +50,9 @@ def lacks_float32_products(path: Path) -> bool:
 def test_every_shipped_model_builds_for_rtx_gpus(rtx, onnx, target):
     if target == "7.5" and lacks_float32_products(onnx):
         with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
-            tensorrt.build(rtx, onnx, (480, 640), target=target)
+            tensorrt.build(rtx, onnx, Size(640, 480), target=target)
         return
-    built = tensorrt.build(rtx, onnx, (480, 640), target=target)
+    built = tensorrt.build(rtx, onnx, Size(640, 480), target=target)
     assert built.layers > 0 and len(built.data) > 1000
 
 
@@ -67,8 +68,8 @@ def test_the_detector_builds_for_rtx_gpus(rtx, shared_data, target):
 @pytest.mark.parametrize("onnx", MODELS, ids=lambda path: path.name)
 def test_every_shipped_model_builds_with_images_at_its_ends(rtx, onnx):
     fuser = Fuser(load_engine(onnx, "onnxruntime_cpu"))
-    for size in ((480, 640), (333, 501)):  # the latter with padding
-        with rewritten_files(onnx, fuser.image_form(size)) as path:
+    for size in (Size(640, 480), Size(501, 333)):  # the latter with padding
+        with rewritten_file(onnx, fuser.form(size).rewrite) as path:
             built = tensorrt.build(rtx, path, size, target="8.9")
         assert built.layers > 0 and len(built.data) > 1000
 
@@ -78,8 +79,8 @@ def test_the_detector_builds_with_images_at_its_end(rtx, shared_data):
     if not onnx.is_file():
         pytest.skip(f"needs the detector {onnx}")
     detector = Detector(load_engine(onnx, "onnxruntime_cpu"))
-    for size in ((480, 640), (1080, 1920)):  # the latter is resized
-        with rewritten_files(onnx, detector.image_form(size)) as path:
+    for size in (Size(640, 480), Size(1920, 1080)):  # the latter is resized
+        with rewritten_file(onnx, detector.form(size).rewrite) as path:
             assert tensorrt.build(rtx, path, size, target="8.9").layers > 100
 
 
@@ -89,21 +90,21 @@ def test_a_model_with_an_unknown_operator_is_refused_with_its_name(rtx, tmp_path
     model.graph.node[0].op_type = "Compress"
     onnx.save(model, tmp_path / "odd.onnx")
     with pytest.raises(EngineError, match="cannot parse .*odd.onnx: .*Compress"):
-        tensorrt.build(rtx, tmp_path / "odd.onnx", (480, 640), target="8.9")
+        tensorrt.build(rtx, tmp_path / "odd.onnx", Size(640, 480), target="8.9")
 
 
 def test_free_sizes_and_unknown_gpus_are_told(rtx, average):
-    with pytest.raises(EngineError, match=r"say for which \(H, W\)"):
+    with pytest.raises(EngineError, match="has free dimensions: give the size"):
         tensorrt.build(rtx, average, None, target="8.9")
     with pytest.raises(EngineError, match="cannot build for compute capability 9.0: .*8.9"):
-        tensorrt.build(rtx, average, (480, 640), target="9.0")
+        tensorrt.build(rtx, average, Size(640, 480), target="9.0")
 
 
 def test_a_long_build_reports_its_progress(rtx, tmp_path, monkeypatch):
     monkeypatch.setattr(tensorrt, "PROGRESS_SECONDS", 0.001)
     lines = []
     onnx = write_fusion_onnx(tmp_path / "slow.onnx", "slow", layers=30)
-    tensorrt.build(rtx, onnx, (480, 640), target="8.9", log=lines.append)
+    tensorrt.build(rtx, onnx, Size(640, 480), target="8.9", log=lines.append)
     assert lines and lines[-1].startswith("building slow.onnx for TensorRT, 0 s so far: ")
     assert any("step" in line for line in lines)
 
@@ -125,7 +126,7 @@ def test_build_engine_proves_a_model_on_the_command_line(rtx, average, capsys):
     ],
 )
 def test_free_dimensions_take_the_size(shape, filled):
-    assert tensorrt.static_shape(shape, (480, 640)) == filled
+    assert tensorrt.static_shape(shape, Size(640, 480)) == filled
 
 
 # Running, against a made-up GPU
@@ -145,11 +146,12 @@ def mean(pair):
 
 
 def test_frames_go_through_one_captured_graph(gpu, average, tmp_path):
-    engine = load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    engine = load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
+    started = gpu.launches
     for seed in range(3):
         frame = feeds(seed=seed)
         np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
-    assert gpu.launches == 3
+    assert gpu.launches == started + 3
     assert engine.description == "TensorRT 10.3.0, CUDA:0 Made-up GPU, fp32, 64x48"
     assert (engine.backend, engine.precision) == ("tensorrt", "fp32")
 
@@ -157,7 +159,7 @@ def test_frames_go_through_one_captured_graph(gpu, average, tmp_path):
 def test_a_network_that_cannot_be_captured_runs_without_a_graph(gpu, average, tmp_path):
     gpu.library.module.capturable = False
     lines = []
-    engine = load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path, log=lines.append)
+    engine = load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path, log=lines.append)
     frame = feeds()
     np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
     assert gpu.launches == 0 and any("without a CUDA graph" in line for line in lines)
@@ -165,14 +167,14 @@ def test_a_network_that_cannot_be_captured_runs_without_a_graph(gpu, average, tm
 
 def test_the_second_start_builds_nothing(gpu, average, tmp_path):
     for _ in range(2):
-        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
-    assert gpu.built == [("average.onnx", (48, 64))]
+        load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
+    assert gpu.built == [("average.onnx", Size(64, 48))]
 
 
 def test_another_model_of_the_same_name_is_built(gpu, tmp_path, average):
-    load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
     write_fusion_onnx(average, "max")
-    load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
     assert len(gpu.built) == 2
 
 
@@ -182,18 +184,18 @@ def test_a_cached_engine_that_does_not_load_is_rebuilt(gpu, average, tmp_path, m
         tensorrt, "build", lambda *a, **k: tensorrt.Build(b"of another driver", 1, 0.0)
     )
     with pytest.raises(EngineError, match="TensorRT 10.3.0 cannot load the engine: not an engine"):
-        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+        load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
     monkeypatch.setattr(tensorrt, "build", good)
-    load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
-    assert gpu.built == [("average.onnx", (48, 64))]
+    load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
+    assert gpu.built == [("average.onnx", Size(64, 48))]
 
 
 def test_a_new_size_is_built_when_it_comes_and_the_oldest_is_let_go(gpu, average, tmp_path):
     engine = load_engine(average, "tensorrt", cache_dir=tmp_path)
     assert gpu.built == []
-    sizes = [(32 + 8 * i, 64) for i in range(6)]
+    sizes = [Size(64, 32 + 8 * i) for i in range(6)]
     for size in (*sizes, sizes[-1]):
-        frame = feeds(*size)
+        frame = feeds(*size.shape)
         np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
     assert [size for _, size in gpu.built] == sizes
     assert len(gpu.memory) == 4 * tensorrt.KEPT_SIZES  # inputs and outputs, on both ends
@@ -209,7 +211,7 @@ def test_the_fuser_writes_straight_into_pinned_memory(gpu, average, tmp_path, mo
     monkeypatch.setattr(np, "copyto", lambda *arrays: pytest.fail("an input was copied"))
     assert (fuser.fuse(thermal, visible) == expected).all()
     engine.close()
-    assert len(gpu.memory) == 1, "what the fuser still holds stays valid"
+    assert len(gpu.memory) == 1, "the arrays that the fuser holds stay valid"
     del fuser
     assert not gpu.memory
 
@@ -222,9 +224,9 @@ def half(average) -> Path:
 
 def test_fp16_that_is_close_to_float32_is_used(gpu, half, tmp_path):
     gpu.offset = 1 / 255
-    engine = load_engine(half, "tensorrt", (48, 64), "fp16", cache_dir=tmp_path)
+    engine = load_engine(half, "tensorrt", Size(64, 48), "fp16", cache_dir=tmp_path)
     assert engine.precision == "fp16"
-    assert gpu.built == [("average.fp16.onnx", (48, 64))]
+    assert gpu.built == [("average.fp16.onnx", Size(64, 48))]
 
 
 @pytest.mark.parametrize(("offset", "said"), [(3 / 255, "3.0/255"), (np.nan, "nan/255")])
@@ -233,12 +235,12 @@ def test_fp16_that_is_far_from_float32_gives_way_to_it_for_good(gpu, half, tmp_p
     lines = []
     for _ in range(2):
         engine = load_engine(
-            half, "tensorrt", (48, 64), "fp16", cache_dir=tmp_path, log=lines.append
+            half, "tensorrt", Size(64, 48), "fp16", cache_dir=tmp_path, log=lines.append
         )
         frame = feeds()
         np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
         assert engine.precision == "fp32" and "fp32" in engine.description
-    assert gpu.built == [("average.fp16.onnx", (48, 64)), ("average.onnx", (48, 64))]
+    assert gpu.built == [("average.fp16.onnx", Size(64, 48)), ("average.onnx", Size(64, 48))]
     assert sum(f"differs from float32 by {said}" in line for line in lines) == 2
 
 
@@ -249,7 +251,7 @@ def turing(gpu, monkeypatch):
     def build(library, onnx, size, **settings):
         if "fp16" not in onnx.name:
             gpu.built.append((onnx.name, size))
-            raise BuildError("FP32 GEMM is not supported")
+            raise EngineError("FP32 GEMM is not supported")
         return gpu.build(library, onnx, size, **settings)
 
     monkeypatch.setattr(tensorrt, "build", build)
@@ -258,26 +260,26 @@ def turing(gpu, monkeypatch):
 
 def test_a_float32_model_that_cannot_be_built_gives_way_to_float16(turing, half, tmp_path):
     lines = []
-    engine = load_engine(half, "tensorrt", (48, 64), cache_dir=tmp_path, log=lines.append)
+    engine = load_engine(half, "tensorrt", Size(64, 48), cache_dir=tmp_path, log=lines.append)
     assert engine.precision == "fp16"
-    assert any("FP32 GEMM" in line and "using the float16 model" in line for line in lines)
+    assert lines.count("tensorrt fp32 not used: FP32 GEMM is not supported") == 1
     frame = feeds()
     np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
     fuser = Fuser(load_engine(half, "tensorrt", cache_dir=tmp_path))
     fuser.warmup((64, 48))
-    assert fuser.running.precision == "fp16" and fuser.running is not fuser.engine
+    assert fuser.engine.precision == "fp16" and fuser.converts_on_gpu
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_two_models_of_which_none_will_do_are_an_error(turing, half, tmp_path, precision):
     turing.offset = 1.0
     with pytest.raises(EngineError, match="FP32 GEMM"):
-        load_engine(half, "tensorrt", (48, 64), precision, cache_dir=tmp_path)
+        load_engine(half, "tensorrt", Size(64, 48), precision, cache_dir=tmp_path)
 
 
 def test_a_float32_model_without_a_float16_form_is_an_error(turing, average, tmp_path):
     with pytest.raises(EngineError, match="FP32 GEMM"):
-        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+        load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
 
 
 def test_what_cannot_be_built_is_not_tried_again_for_each_frame(turing, average, tmp_path):
@@ -312,13 +314,13 @@ def test_what_is_built_and_does_not_load_is_not_built_for_each_frame(
 def test_auto_goes_on_to_onnxruntime_where_tensorrt_cannot_build(turing, average, tmp_path):
     lines = []
     fuser = Fuser(load_engine(average, "auto", cache_dir=tmp_path, log=lines.append))
-    assert fuser.running.backend == "tensorrt"
+    assert fuser.engine.backend == "tensorrt"
     for seed in range(2):
         thermal, visible = pair(seed=seed)
         expected = Fuser(load_engine(average, "onnxruntime_cpu")).fuse(thermal, visible)
         assert (fuser.fuse(thermal, visible) == expected).all()
-    assert (fuser.running.backend, fuser.running.device) == ("onnxruntime", "CPU")
-    assert sum("tensorrt not used: FP32 GEMM" in line for line in lines) == 1
+    assert (fuser.engine.backend, fuser.engine.device) == ("onnxruntime", "CPU")
+    assert lines.count("tensorrt fp32 not used: FP32 GEMM is not supported") == 1
     engine = load_engine(average, "auto", cache_dir=tmp_path)
     frame = feeds()
     np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
@@ -338,11 +340,11 @@ def test_feeds_that_do_not_fit_are_no_reason_for_auto_to_go_on(gpu, average, tmp
 def test_a_gpu_without_memory_for_now_is_no_reason_to_build_anew(
     gpu, average, tmp_path, monkeypatch
 ):
-    load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+    load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
     monkeypatch.setattr(gpu, "cudaMalloc", lambda size: (Status.cudaErrorMemoryAllocation,))
     gpu.cudaMalloc.__name__ = "cudaMalloc"
     with pytest.raises(EngineError, match="cudaErrorMemoryAllocation"):
-        load_engine(average, "tensorrt", (48, 64), cache_dir=tmp_path)
+        load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
     assert len(gpu.built) == 1
 
 
@@ -365,7 +367,7 @@ def test_without_tensorrt_the_error_says_how_to_get_it(gpu, average, monkeypatch
 @pytest.mark.gpu
 def test_a_real_gpu_gives_what_onnxruntime_gives(tmp_path):
     for onnx in [*MODELS, write_fusion_onnx(tmp_path / "slow.onnx", "slow")]:
-        engine = load_engine(onnx, "tensorrt", (96, 128), cache_dir=tmp_path)
+        engine = load_engine(onnx, "tensorrt", Size(128, 96), cache_dir=tmp_path)
         reference = load_engine(onnx, "onnxruntime_cpu")
         limit = 2 / 255 if "fp16" in onnx.name else 1e-3
         for seed in range(3):
@@ -383,5 +385,5 @@ def test_a_real_gpu_fuses_images_as_the_cpu_does(tmp_path, backend):
         expected = Fuser(load_engine(onnx, "onnxruntime_cpu")).fuse(thermal, visible)
         for _ in range(2):
             error = np.abs(fuser.fuse(thermal, visible).astype(int) - expected)
-        assert fuser.running is not fuser.engine, "converted by the CPU"
+        assert fuser.converts_on_gpu, "converted by the CPU"
         assert error.mean() < 2, onnx.name

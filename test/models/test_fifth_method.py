@@ -76,7 +76,7 @@ def test_a_fifth_method_trains_exports_and_runs_without_runtime_code(own_method,
 
     model.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
     onnx = export_onnx(model, tmp_path / "mine.onnx", ExportInfo(own_method))
-    engine = load_engine(model_path(str(onnx)), "onnxruntime_cpu", (48, 64))
+    engine = load_engine(model_path(str(onnx)), "onnxruntime_cpu")
     assert engine.metadata["method"] == own_method
     rng = np.random.default_rng(0)
     thermal = rng.integers(0, 256, (48, 64), np.uint8)
