@@ -72,8 +72,12 @@ class Plate:
 
 
 def _jpeg(image: np.ndarray) -> bytes:
-    full_chroma = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88, *full_chroma])[1].tobytes()
+    settings = [cv2.IMWRITE_JPEG_QUALITY, 88]
+    try:  # keeps colour at full resolution; OpenCV 4.5 cannot
+        settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    except AttributeError:
+        pass
+    return cv2.imencode(".jpg", image, settings)[1].tobytes()
 
 
 def _most_disputed(images: list[np.ndarray]) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import configparser
 import email
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -236,3 +237,93 @@ def test_the_parameters_page_tells_of_every_parameter_and_launch_argument():
     declared = [call for call in calls if getattr(call.func, "id", "") == "declare"]
     names |= {call.args[0].value for call in declared if isinstance(call.args[0], ast.Constant)}
     assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_the_workflow_runs_ci_on_each_python_and_each_ros():
+    yaml = pytest.importorskip("yaml")
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]
+    pythons = jobs["wheels"]["strategy"]["matrix"]["python"]
+    assert pythons == ["3.10", "3.11", "3.12", "3.13", "3.14"]
+    assert jobs["ros"]["strategy"]["matrix"]["distribution"] == ["humble", "jazzy", "kilted"]
+    for name in ("wheels", "ros"):
+        lines = [line for step in jobs[name]["steps"] for line in step.get("run", "").split("\n")]
+        assert ".ci/run" in lines
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "exec make test" in ci and os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_commits_are_checked_by_the_ruff_that_make_lint_installs():
+    yaml = pytest.importorskip("yaml")
+    settings = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    version = re.search(r"^ruff==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert [repository["rev"] for repository in settings["repos"]] == [f"v{version.group(1)}"]
+
+
+# Stands for the pytest plugins of an installed ROS, which pytest 9 cannot load.
+PLUGINS = ("launch_testing", "launch_ros", "launch_pytest")
+
+
+@pytest.mark.parametrize("started", ["by hand", "by colcon test"])
+def test_the_pytest_plugins_of_an_installed_ros_are_left_out(tmp_path, started):
+    plugins, package = tmp_path / "plugins", tmp_path / "package"
+    for name in PLUGINS:
+        metadata = plugins / f"{name}-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[pytest11]\n{name} = {name}_plugin\n")
+        (plugins / f"{name}_plugin.py").write_text("raise RuntimeError('loaded')\n")
+    package.mkdir()
+    (package / "test_one.py").write_text("def test_one():\n    pass\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    if started == "by colcon test":  # as colcon-core's Python task starts it
+        command += ["--tb=short", "--junit-xml", tmp_path / "pytest.xml"]
+        command += [
+            "--junit-prefix=fusion_ros",
+            "-o",
+            "junit_family=xunit2",
+            f"--rootdir={package}",
+        ]
+
+    def run() -> subprocess.CompletedProcess:
+        path = os.pathsep.join([str(plugins), os.environ.get("PYTHONPATH", "")])
+        env = {**os.environ, "PYTHONPATH": path}
+        env.pop("PYTEST_ADDOPTS", None)
+        return subprocess.run(
+            command, cwd=package, env=env, capture_output=True, text=True, check=False
+        )
+
+    assert "loaded" in run().stderr  # without our settings
+    settings = (ROOT / "pyproject.toml").read_text().replace('testpaths = ["test"]', "")
+    (package / "pyproject.toml").write_text(settings)
+    after = run()
+    assert after.returncode == 0, after.stdout + after.stderr
+
+
+def test_the_documents_name_files_that_exist():
+    """Links between the pages, and the paths in the table of places in CONTRIBUTING.md."""
+    missing = set()
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        text = page.read_text()
+        links = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+        missing |= {f"{page.name}: {link}" for link in links if not (page.parent / link).exists()}
+    places = re.findall(
+        r"`((?:fusion_ros|fusion_models)/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text()
+    )
+    missing |= {f"CONTRIBUTING.md: {place}" for place in places if not (ROOT / place).exists()}
+    assert len(places) > 8 and missing == set()
+
+
+def test_links_into_a_page_lead_to_a_heading():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for link, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+            target = page.parent / link if link else page
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = {
+                re.sub(r"[^\w\- ]", "", one).strip().lower().replace(" ", "-") for one in titles
+            }
+            assert heading in anchors, f"{page.name}: {link}#{heading}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
