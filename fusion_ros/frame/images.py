@@ -92,6 +92,7 @@ def _bgr_of_nv24(pixels: np.ndarray, size: Size, out: np.ndarray | None) -> np.n
 
 
 _ANY_SIZE = Size(1, 1)
+_bgr_of_grey = _colour(cv2.COLOR_GRAY2BGR)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Encoding:
     dtype: type
     channels: int = 1
     grey: Conversion = _as_is
-    bgr: Conversion | None = _colour(cv2.COLOR_GRAY2BGR)
+    bgr: Conversion | None = _bgr_of_grey
     planes: int | Fraction = 1
     multiple: Size = _ANY_SIZE
     bridged: bool = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""What the node knows of its own work: counters, rate, latency, stage times and faults."""
+"""Statistics of the fusion: counters, rate, latency, stage times and faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 __all__ = ["Fault", "Monitor", "Percentiles", "Snapshot", "percentiles"]
 
 _SAMPLES = 1000
-"""Percentiles and means are those of so many latest frames."""
+"""Number of latest frames that percentiles and means are taken from."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault: its counter, its latest text, and how many seconds ago that was."""
+    """A fault: the name of its counter, its latest text, and the age of that in seconds."""
 
     name: str
     text: str
@@ -39,12 +39,12 @@ class Snapshot:
     """The state at one moment.
 
     Attributes:
-        fps: fused frames per second lately; falls to 0 when nothing comes any more.
-        mean_fps: the same from the first to the latest fused frame.
+        fps: fused frames per second in the latest `window_s`; 0 when none were fused.
+        mean_fps: fused frames per second from the first to the latest fused frame.
         latency_ms: from header stamp to publishing, None before the first frame.
         stage_ms: mean duration of each stage.
-        counters: how often each thing happened, faults among them.
-        faults: one for each of those counters that are faults, the latest first.
+        counters: number of occurrences of each event, faults included.
+        faults: one for each counter of faults, the latest first.
     """
 
     fps: float
@@ -56,7 +56,7 @@ class Snapshot:
 
 
 class Monitor:
-    """Takes notes from any thread, and sums them up in a `Snapshot`.
+    """Collects events and durations from any thread, and summarises them in a `Snapshot`.
 
     Args:
         log: called with the text of a fault, at most once a minute for each.
@@ -85,11 +85,12 @@ class Monitor:
         self._logged: dict[str, tuple[float, int]] = {}
 
     def count(self, name: str, n: int = 1) -> None:
+        """Add `n` to the counter `name`."""
         with self._lock:
             self._counters[name] += n
 
     def fused(self, latency_ms: float) -> None:
-        """A frame is out, so long after its header stamp."""
+        """Record a published frame and its latency, from header stamp to publishing, in ms."""
         with self._lock:
             now = self._clock()
             if self._first_fused is None:
@@ -100,19 +101,19 @@ class Monitor:
             self._counters["fused"] += 1
 
     def stage(self, name: str, ms: float) -> None:
-        """A stage of one frame took `ms`."""
+        """Record the duration of one stage of one frame, in ms."""
         with self._lock:
             self._stage_ms.setdefault(name, deque(maxlen=_SAMPLES)).append(ms)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Note the duration of a `with` block as stage `name`, unless it raises."""
+        """Record the duration of a `with` block as stage `name`, unless it raises."""
         start = time.perf_counter()
         yield
         self.stage(name, 1e3 * (time.perf_counter() - start))
 
     def fault(self, name: str, text: str) -> None:
-        """Something went wrong: counts `name`, and logs `text`, which says what to do."""
+        """Count a fault under `name` and log `text`, which says what happened and what to do."""
         with self._lock:
             now = self._clock()
             self._counters[name] += 1
@@ -126,6 +127,7 @@ class Monitor:
         self._log(f"{text} ({unseen} more since the last such message)" if unseen else text)
 
     def snapshot(self) -> Snapshot:
+        """The state at this moment."""
         with self._lock:
             now = self._clock()
             fps = mean_fps = 0.0
@@ -150,12 +152,12 @@ class Monitor:
             )
 
     def _forget(self, now: float) -> None:
-        # The latest one stays, as the end of the mean.
+        # Keep the latest one: `mean_fps` ends there.
         while len(self._fused_at) > 1 and now - self._fused_at[0] > self._window_s:
             self._fused_at.popleft()
 
 
 def percentiles(samples: Sequence[float]) -> Percentiles:
-    """By nearest rank: each is one of the samples, of which there is at least one."""
+    """Percentiles of at least one sample by nearest rank: each is one of the samples."""
     ordered = sorted(samples)
     return Percentiles(*(ordered[-(-len(ordered) * p // 100) - 1] for p in (50, 95, 99)))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """Pairing of thermal and visible frames by stamp.
 
-The rule: of all neighbours in time, one thermal and one visible, the two closest are a pair,
-then the two closest of those left, and so on, within the tolerance. Every frame belongs to one
-pair at most, and pairs never cross. `Pairer` applies the rule while the frames come in: it
-gives out a pair once no closer partner can come for either, judged by the stamps it has and the
-streams' measured periods.
+The rule: of all thermal and visible frames that are neighbours in time, the two closest form a
+pair, then the two closest of the remaining ones, and so on, within the tolerance. Every frame
+belongs to at most one pair, and pairs never cross. `Pairer` applies the rule while frames
+arrive: it returns a pair as soon as no closer partner can arrive for either frame, judged by the
+stamps seen so far and the measured periods of the streams.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any
 __all__ = ["Frame", "Pair", "Pairer", "PairingCounts", "StreamCounts"]
 
 _JUMP_NS = 1_000_000_000
-"""One frame older than its predecessor by more than this means that time went back."""
+"""A frame that is older than its predecessor by more than this means that time jumped back."""
 
 _GAPS = 8
-"""A period is the median of so many gaps: a few dropped frames do not disturb it."""
+"""Number of gaps whose median is the period: a few dropped frames do not change it."""
 
 _SLOWER = 1.25
-"""One stream counts as slower than the other where its period is longer by this factor."""
+"""A stream is the slower one if its period is longer than the other by this factor."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """An `item` (an image message, say) and the nanoseconds of its own clock it was stamped at."""
+    """An `item`, such as an image message, and its stamp in ns on its camera's clock."""
 
     stamp_ns: int
     item: Any
@@ -39,7 +39,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two frames that belong together."""
+    """A thermal and a visible frame of the same moment."""
 
     thermal: Frame
     visible: Frame
@@ -47,13 +47,13 @@ class Pair:
 
 @dataclass
 class StreamCounts:
-    """What became of the frames of one stream; `received` is the sum of the others, always.
+    """Number of frames of one stream by outcome; `received` is always the sum of the others.
 
     Attributes:
         received: frames that were added.
-        paired: belong to a pair (a slower stream's frame that is reused counts once).
+        paired: frames in a pair (a frame of a slower stream that is reused counts once).
         too_far: the nearest frame of the other stream was outside the tolerance.
-        missing: the other stream was silent, or its nearest frame went to a closer one.
+        missing: the other stream was silent, or its nearest frame had a closer partner.
         stale: dropped when time jumped back, or older than what was already decided.
         waiting: not decided yet.
     """
@@ -68,7 +68,7 @@ class StreamCounts:
 
 @dataclass
 class PairingCounts:
-    """Counters of both streams, and how often time jumped back."""
+    """Counters of both streams, and the number of times that time jumped back."""
 
     thermal: StreamCounts = field(default_factory=StreamCounts)
     visible: StreamCounts = field(default_factory=StreamCounts)
@@ -82,25 +82,25 @@ class _Entry:
     frame: Frame
     time: int
     others: int
-    """Frames the other stream had sent when this one came."""
+    """Frames received from the other stream before this one."""
     late: bool
-    """Came when newer frames of the other stream were decided already."""
+    """Whether newer frames of the other stream were already decided when it arrived."""
     rivals: int = 0
-    """Frames of the other stream that lost this one, and are counted once its own fate is known."""
+    """Frames of the other stream whose nearest is this one; counted once this one is decided."""
     used: bool = False
-    """Belongs to a pair already and is kept to be reused."""
+    """Whether it is in a pair already and is kept to be reused."""
 
 
 @dataclass
 class _Decided:
-    """The latest frame of a stream whose fate is known."""
+    """The latest decided frame of a stream."""
 
     time: int
     paired: bool
 
 
 class _Stream:
-    """One camera's frames, oldest first, and what is known of its timing."""
+    """The waiting frames of one camera, oldest first, and its timing."""
 
     def __init__(self) -> None:
         self.counts = StreamCounts()
@@ -124,7 +124,7 @@ class _Stream:
         self.entries.append(entry)
 
     def shift(self, delta: int) -> None:
-        """Move everything known by `delta` ns."""
+        """Add `delta` ns to all times."""
         for entry in self.entries:
             entry.time += delta
         if self.newest is not None:
@@ -132,11 +132,11 @@ class _Stream:
 
 
 class Pairer:
-    """Pairs two streams of any rates, with jitter, drops and a constant offset of the clocks.
+    """Pairs two streams of any rate, with jitter, lost frames and a constant clock offset.
 
-    A stream that goes silent delays a pair by one period at most, and frames that find no
-    partner leave when `queue_size` newer ones wait behind them. When a stream's time jumps back
-    (a bag that loops, a camera that restarts), both buffers are dropped and pairing begins anew.
+    A silent stream delays a pair by at most one period. A frame without a partner is dropped
+    when `queue_size` newer ones wait behind it. When the time of a stream jumps back (a bag that
+    loops, a camera that restarts), both buffers are cleared and pairing starts again.
 
     Not thread safe: callers that add from several threads hold a lock. Adding costs O(queue).
 
@@ -183,7 +183,7 @@ class Pairer:
     def thermal_offset_ns(self, value: int) -> None:
         self._thermal.shift(value - self._thermal_offset_ns)
         self._thermal_offset_ns = value
-        # What was decided under the other offset says nothing about the frames to come.
+        # Decisions made with the old offset do not apply to new frames.
         for stream in (self._thermal, self._visible):
             stream.decided = stream.awaited_after = None
 
@@ -200,15 +200,15 @@ class Pairer:
         return PairingCounts(thermal, visible, self._resets)
 
     def add_thermal(self, stamp_ns: int, item: Any) -> list[Pair]:
-        """Take in a thermal frame; the pairs that are certain now, oldest first."""
+        """Add a thermal frame; returns the pairs that are certain now, oldest first."""
         return self._add(self._thermal, Frame(stamp_ns, item), self._thermal_offset_ns)
 
     def add_visible(self, stamp_ns: int, item: Any) -> list[Pair]:
-        """Take in a visible frame; the pairs that are certain now, oldest first."""
+        """Add a visible frame; returns the pairs that are certain now, oldest first."""
         return self._add(self._visible, Frame(stamp_ns, item), 0)
 
     def flush(self) -> list[Pair]:
-        """End of the streams: the pairs that wait, oldest first; what is left is counted."""
+        """End both streams; returns the waiting pairs, oldest first, and counts all frames."""
         pairs = list(self._decide(latest=None))
         for stream in (self._thermal, self._visible):
             while stream.entries:
@@ -235,9 +235,9 @@ class Pairer:
         return pairs
 
     def _went_back(self, stream: _Stream, time: int) -> bool:
-        """Whether a frame that is not newer than its predecessor starts time anew.
+        """Whether a frame that is not newer than its predecessor means a jump back in time.
 
-        One that is just out of order does not; a second one in a row does, or a large step.
+        A single frame out of order does not; a second one in a row, or a large step, does.
         """
         back = stream.newest - time
         if back == 0:
@@ -246,10 +246,10 @@ class Pairer:
         return again or back > _JUMP_NS
 
     def _reset(self, stream: _Stream) -> None:
-        """Forget what came before the time of `stream` jumped back.
+        """Drop the frames from before the time of `stream` jumped back.
 
-        When a bag loops both streams jump, one after the other. The second only catches up, so
-        the frames that the first one has sent since are kept.
+        When a bag loops, both streams jump, one after the other. The frames that the first one
+        has sent since its jump are kept when the second one jumps.
         """
         other = self._other(stream)
         streams = [stream]
@@ -272,7 +272,10 @@ class Pairer:
         return self._visible if stream is self._thermal else self._thermal
 
     def _decide(self, latest: _Stream | None) -> Iterator[Pair]:
-        """Decide every frame that can be; `latest` just got a frame, None: nothing more comes."""
+        """Decide all frames that can be decided.
+
+        latest: the stream that the newest frame belongs to; None when no more frames will come.
+        """
         slower = self._slower() if self.reuse_slower else None
         for stream in (self._thermal, self._visible):
             if stream is not slower and stream.entries and stream.entries[0].used:
@@ -290,14 +293,13 @@ class Pairer:
         return visible if visible.period > _SLOWER * thermal.period else None
 
     def _decide_once_each(self, latest: _Stream | None) -> Iterator[Pair]:
-        """Apply the rule of this file's first lines, from the oldest frame on."""
+        """Apply the rule in the docstring of this module, starting at the oldest frame."""
         thermal, visible = self._thermal, self._visible
         while thermal.entries and visible.entries:
             first = visible if visible.entries[0].time < thermal.entries[0].time else thermal
             other = self._other(first)
             a, b = first.entries[0], other.entries[0]
-            # Frames of one stream come in order, so nothing can come between a and b any more
-            # that is closer to a.
+            # Frames of one stream arrive in order, so none that is closer to a can still arrive.
             closest: bool | None = False
             if b.time - a.time <= self.tolerance_ns:
                 closest = self._is_closest(first, other, latest)
@@ -311,7 +313,7 @@ class Pairer:
                 self._drop(first, b)
 
     def _is_closest(self, first: _Stream, other: _Stream, latest: _Stream | None) -> bool | None:
-        """Whether the oldest frames of both are a pair, None if that is not known yet.
+        """Whether the oldest frames of both streams are a pair; None if that is not known yet.
 
         Call the frames of `first` y0, y2, y4, ... and those of `other` y1, y3, ... As long as y2
         is closer to y1 than y0 is, y3 closer to y2 than y1 is, and so on, every frame prefers
@@ -339,7 +341,7 @@ class Pairer:
     def _decide_reusing(
         self, slow: _Stream, fast: _Stream, latest: _Stream | None
     ) -> Iterator[Pair]:
-        """Give each frame of `fast` the nearest of `slow`, which stays to be given again."""
+        """Pair each frame of `fast` with the nearest frame of `slow`, which can be reused."""
         while fast.entries and slow.entries:
             frame, nearest = fast.entries[0], slow.entries[0]
             gap = abs(frame.time - nearest.time)
@@ -347,9 +349,10 @@ class Pairer:
                 if abs(frame.time - slow.entries[1].time) <= gap:
                     self._drop(slow, frame)
                     continue
-            elif frame.time > nearest.time:
-                if self._closer_may_come(slow, fast, frame.time, gap, latest):
-                    return
+            elif frame.time > nearest.time and self._closer_may_come(
+                slow, fast, frame.time, gap, latest
+            ):
+                return
             if gap <= self.tolerance_ns:
                 yield self._pair(fast, frame, nearest)
             elif frame.late:
@@ -363,10 +366,10 @@ class Pairer:
     def _closer_may_come(
         self, awaited: _Stream, other: _Stream, target: int, gap: int, latest: _Stream | None
     ) -> bool:
-        """Whether to wait for the next frame of `awaited`: may it be within `gap` of `target`?
+        """Whether to wait for a frame of `awaited` that may be within `gap` of `target`.
 
-        It may when it comes as early as any came lately, which allows for jitter. The wait is
-        no longer than a period, by the clock that the stamps of `other` are.
+        It may if it arrives after the shortest of the latest gaps, which allows for jitter. The
+        wait lasts at most one period, measured by the stamps of `other`.
         """
         if latest is None or awaited.period is None:
             return False
@@ -376,12 +379,12 @@ class Pairer:
             awaited.awaited_after = awaited.newest
             awaited.awaited_since = other.newest
             if latest is awaited and other.period is not None:
-                # It came after the newest of the other, how long after is not known.
+                # It arrived after the newest of the other stream, but it is unknown how long after.
                 awaited.awaited_since += other.period
         return other.newest < awaited.awaited_since + awaited.period
 
     def _pair(self, first: _Stream, a: _Entry, b: _Entry) -> Pair:
-        """The pair of a, from stream `first`, and b from the other."""
+        """Pair a, from stream `first`, with b, from the other stream."""
         other = self._other(first)
         for stream, entry in ((first, a), (other, b)):
             stream.counts.paired += not entry.used
@@ -392,7 +395,7 @@ class Pairer:
         return Pair(b.frame, a.frame)
 
     def _drop(self, stream: _Stream, right: _Entry | None = None) -> None:
-        """Give up the oldest frame of `stream`; `right` is the next of the other stream, if any."""
+        """Drop the oldest frame of `stream`; `right` is the next of the other stream, if any."""
         entry, other = stream.entries[0], self._other(stream)
         self._retire(stream, paired=entry.used)
         if entry.used:
@@ -413,7 +416,7 @@ class Pairer:
             stream.counts.too_far += 1
 
     def _retire(self, stream: _Stream, paired: bool) -> None:
-        """Take the oldest frame out of the buffer of `stream`."""
+        """Remove the oldest frame from the buffer of `stream`."""
         entry = stream.entries.popleft()
         stream.decided = _Decided(entry.time, paired)
         self._settle_rivals(stream, entry, paired)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""The straight line of one frame: gain control, registration, fusion, detection.
+"""The steps of one frame in order: gain control, registration, fusion, detection.
 
 Arrays in, arrays out; nothing of ROS. What does the work (networks, settings, calibration) may be
 changed from other threads at any time: it is taken over between two frames.
@@ -30,7 +30,7 @@ __all__ = ["Intrinsics", "Network", "Pipeline", "load_detector", "load_network"]
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """A camera matrix (nine values, row by row, in pixels) and the image size it belongs to."""
+    """A camera matrix (nine values, row by row, in pixels) and the image size it is valid for."""
 
     k: tuple[float, ...]
     size: Size
@@ -46,7 +46,7 @@ class Intrinsics:
 
 @dataclass(frozen=True)
 class Network:
-    """A fusion network that is ready, and the value of parameter `method` it stands for."""
+    """A loaded fusion network, and the value of the parameter `method` that names it."""
 
     method: str
     fuser: Fuser
@@ -56,13 +56,13 @@ class Network:
         return self.method + (f" at up to {size} px" if size else "")
 
     def fits(self, settings: Settings) -> bool:
-        """Whether `load_network` would make the like of it from `settings`."""
+        """Whether `load_network` would load the same network from `settings`."""
         wanted = (settings.method, settings.processing_size)
         return (self.method, self.fuser.processing_size) == wanted
 
 
 def load_network(settings: Settings, size: Size | None, log: Callable[[str], None]) -> Network:
-    """Load what `settings` ask for, warmed up for RGB images of `size` if that is known.
+    """Load the network that `settings` name, warmed up for RGB images of `size` if known.
 
     Raises EngineError or ValueError saying what is missing and what to do.
     """
@@ -81,7 +81,7 @@ def load_network(settings: Settings, size: Size | None, log: Callable[[str], Non
 
 
 def load_detector(settings: Settings, size: Size | None, log: Callable[[str], None]) -> Detector:
-    """Load the detector that `settings` ask for, warmed up for images of `size` if known.
+    """Load the detector that `settings` name, warmed up for images of `size` if known.
 
     Raises EngineError or ValueError saying what is missing and what to do.
     """
@@ -106,7 +106,7 @@ def load_detector(settings: Settings, size: Size | None, log: Callable[[str], No
 
 @dataclass(frozen=True)
 class _Setup:
-    """All that may be changed while frames come."""
+    """Everything that may be replaced between two frames."""
 
     settings: Settings
     network: Network
@@ -116,7 +116,7 @@ class _Setup:
 
 
 class Pipeline:
-    """Takes one pair after the other; `fuse` and `detect` belong to one thread.
+    """Processes one pair of images after the other; one thread calls `fuse` and `detect`.
 
     The duration of each step goes to `monitor` as a stage, what is not as it should be as a fault.
     """
@@ -161,19 +161,20 @@ class Pipeline:
 
     @property
     def rgb_size(self) -> Size | None:
-        """Width and height of the latest RGB image."""
+        """Size of the latest RGB image."""
         return self._rgb_size
 
     @property
     def detects(self) -> bool:
-        """Whether `detect` looks for anything: it is asked to, and has a detector."""
+        """Whether `detect` looks for objects: the setting is on and a detector is loaded."""
         return self._setup.settings.detect and self._setup.detector is not None
 
     def fuse(self, thermal: np.ndarray | None, visible: np.ndarray | None) -> np.ndarray:
-        """The fused (H, W, 3) uint8 BGR image, which holds until the next call.
+        """The fused (H, W, 3) uint8 BGR image, valid until the next call.
 
-        thermal: (H, W) as `GainControl` takes it; visible: (H, W, 3) uint8 BGR. One of the two may be None:
-        parameter `dropout_policy` says whether the other passes through or is fused with black.
+        thermal: (H, W) as `GainControl` takes it; visible: (H, W, 3) uint8 BGR. One of the two
+        may be None: parameter `dropout_policy` says whether the other passes through or is fused
+        with black.
         Raises ValueError for images of another kind, EngineError if the network fails.
         """
         setup = self._take_over()
@@ -257,7 +258,7 @@ class Pipeline:
         return new
 
     def _register(self, setup: _Setup, thermal_size: Size, size: Size) -> None:
-        """Have the registration that belongs to the calibration and the sizes."""
+        """Renew the registration if the calibration or the sizes have changed."""
         settings = setup.settings
         if settings.homography or setup.thermal_camera is None or setup.rgb_camera is None:
             key = (settings.homography,)
@@ -279,7 +280,7 @@ class Pipeline:
             )
         except ValueError as error:
             self._registration = Registration()
-            self.monitor.fault("calibration", f"no use of the cameras' calibration: {error}")
+            self.monitor.fault("calibration", f"the cameras' calibration cannot be used: {error}")
 
     def _pass_on_warning(self) -> None:
         if self._registration.warning:

@@ -84,7 +84,7 @@ def homography_from_intrinsics(
 
 @dataclass(frozen=True)
 class _Warp:
-    """How to bring one thermal size to one RGB size."""
+    """Maps from one thermal size to one RGB size."""
 
     maps: tuple[np.ndarray, np.ndarray] | None = None
     border: SoftBorder | None = None
@@ -94,9 +94,10 @@ class _Warp:
 class Registration:
     """Warps thermal images into the RGB camera's pixels.
 
-    Without a homography the images are taken to show the same: an equal size passes through,
-    another is resized, and `warning` says so. `warning` is None while all is well; it is set
-    once for each cause, so a caller logs it and sets it back to None.
+    Without a homography both images are assumed to show the same view: thermal images of the
+    RGB size are returned unchanged, others are resized, and `warning` says so. `warning` is None
+    while there is no problem. It is set once for each cause; the caller logs it and resets it
+    to None.
     """
 
     def __init__(self, homography: Sequence[float] | np.ndarray | None = None):
@@ -142,7 +143,7 @@ class Registration:
 
     @property
     def coverage(self) -> float:
-        """The share of RGB pixels that the latest warp covered with thermal ones, 0 to 1."""
+        """Share of the RGB pixels that the thermal camera saw in the latest warp, 0 to 1."""
         return self._latest.coverage
 
     def _warp_for(self, thermal_size: Size, size: Size) -> _Warp:
@@ -185,9 +186,9 @@ class Registration:
         return _Warp(_maps(x, y, thermal_size), border, coverage)
 
     def _thermal_coordinates(self, thermal_size: Size, size: Size) -> tuple[np.ndarray, np.ndarray]:
-        """For each RGB pixel its place x, y in the thermal image, each (H, W) float64.
+        """Coordinates x and y in the thermal image of each RGB pixel, each (H, W) float64.
 
-        What lies behind the thermal camera gets NaN.
+        They are NaN for pixels whose rays lie behind the thermal camera.
         """
         forward = self.homography
         right, bottom = thermal_size.width - 1, thermal_size.height - 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Settings of one frame's way: their types, limits, defaults and descriptions.
+"""Settings of the frame pipeline: their types, limits, defaults and descriptions.
 
-The node's parameters (`node.parameters.Parameters`) extend them with what only a ROS node needs.
+The parameters of the node (`node.parameters.Parameters`) add what only a ROS node needs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TYPES = {
 
 
 class ParameterError(ValueError):
-    """A parameter value that cannot be used; the text names the parameter and what is allowed."""
+    """An invalid parameter value; the text names the parameter and the allowed values."""
 
     def __init__(self, name: str, problem: str):
         super().__init__(f"parameter {name}: {problem}")
@@ -44,11 +44,11 @@ class ParameterError(ValueError):
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of one parameter beside its value.
+    """Type, description and limits of one parameter.
 
     kind: bool, int, float, str, 'floats' or 'texts'.
     limits: least and greatest value, both allowed.
-    dynamic: may change while the node is configured; the others are read when it configures.
+    dynamic: may change while the node is configured; others are read when the node configures.
     """
 
     kind: type | str
@@ -59,7 +59,7 @@ class Spec:
 
     @property
     def allowed(self) -> str:
-        """The values it takes, in words."""
+        """The allowed values in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if self.limits:
@@ -67,7 +67,7 @@ class Spec:
         return _TYPES[self.kind]
 
     def coerce(self, name: str, value: Any) -> Any:
-        """`value` as this kind; raises `ParameterError` if it is none or not allowed."""
+        """`value` converted to this kind; raises `ParameterError` if it is not allowed."""
         value = self._as_kind(value)
         if value is None:
             raise ParameterError(name, f"expected {self.allowed}")
@@ -108,7 +108,7 @@ def parameter(
 
 @dataclass(frozen=True)
 class Settings:
-    """Values of all settings, of the right types and within their limits.
+    """Values of all settings, with the right types and within their limits.
 
     Raises `ParameterError` for a value of another type or outside its limits.
     """
@@ -240,16 +240,16 @@ class Settings:
 
     @classmethod
     def specs(cls) -> dict[str, Spec]:
-        """What is known of each parameter, by name."""
+        """The `Spec` of each parameter by name."""
         return {f.name: f.metadata["spec"] for f in dataclasses.fields(cls)}
 
     @classmethod
     def static_names(cls) -> set[str]:
-        """Parameters that are read when the node configures, and do not change after that."""
+        """Names of the parameters that are read when the node configures and fixed after that."""
         return {name for name, spec in cls.specs().items() if not spec.dynamic}
 
     def replace(self, **changes: Any) -> Settings:
-        """These with `changes`; raises `ParameterError` as the constructor does."""
+        """A copy with `changes`; raises `ParameterError` as the constructor does."""
         return dataclasses.replace(self, **changes)
 
     @property

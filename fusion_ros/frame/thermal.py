@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Gain control: raw thermal counts to an 8-bit image that does not flicker."""
+"""Gain control: thermal counts or degrees to an 8-bit image that does not flicker."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class GainControl:
                   dead and hot pixels do not count;
       none        no limits: 16 bit keeps its high byte, 8 bit passes through, float is rounded.
 
-    Each frame the limits go the share 1 - `smoothing` of the way to those, but no further than
-    moves any grey level between them by `max_step`: a hot object that enters darkens the
-    background over seconds, not at once. Where more than half of a frame lies outside the
-    limits (the first frame after a shutter calibration, another clip), they jump.
+    With each frame the limits move by the share 1 - `smoothing` of the distance to the wanted
+    ones, but no grey level between them moves by more than `max_step`: a hot object that enters
+    darkens the background over seconds, not at once. If more than half of a frame lies outside
+    the limits (the first frame after a shutter calibration, another clip), they jump.
 
     Pixels without data take no part in that and become black: 0 in 16-bit frames (borders of a
     rectified image, dead pixels) and what is not finite in float ones. Rows of telemetry at the
@@ -116,7 +116,7 @@ class GainControl:
         return out
 
     def reset(self) -> None:
-        """Forget the past: the next frame sets the limits alone."""
+        """Discard the limits: the next frame alone sets them."""
         self._limits = None
 
     def _follow(self, frame: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ class GainControl:
         return self._limits
 
     def _measure(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
-        """The limits this frame alone asks for, and its median, in counts."""
+        """The wanted limits and the median of this frame, in counts."""
         stride = max(1, int(np.sqrt(frame.size / _SAMPLES)))
         samples = _with_data(frame[::stride, ::stride])
         last = samples.size - 1

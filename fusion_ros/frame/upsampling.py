@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Brings what a network changed at a small size up to the cameras' size, along their edges."""
+"""Upsampling of a fusion done at a small size, guided by the edges of the full-size images."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 
 RADIUS = 4
-"""Of the windows of the local fit, in small pixels: 81 samples leave little to chance."""
+"""Radius of the windows of the local fit, in small pixels: 81 samples."""
 EPSILON = 3e-5
-"""Added to the guides' variances, (1.4 grey levels)^2: texture weaker than that decides little."""
+"""Added to the guides' variances, (1.4 grey levels)^2: weaker texture has little influence."""
 MOST_GAIN = 2.0
-"""Limit of both gains, where a flat guide goes along with a strong change by chance. -2 turns the
-visible contrast over, as where a dark coat is warm."""
+"""Limit of the absolute value of both gains, which a flat guide beside a strong change can make
+large. -2 allows the visible contrast to be inverted, as where a dark coat is warm."""
 
 
 class GuidedUpsampler:
@@ -28,15 +28,15 @@ class GuidedUpsampler:
 
         fused = vi + up(d_S) + up(a) vi - up(a vi_S) + up(b) ir - up(b ir_S)
 
-    So visible texture stays as it is where the network left it so, fades where the network took
-    thermal instead, and a thermal target keeps the edges it has in `ir`. Where the sources have
-    no fine detail this is the bilinear enlargement of the change. Not thread-safe.
+    Visible texture is kept where the network kept it and fades where the network took thermal
+    instead, and a thermal target keeps its edges in `ir`. Where the sources have no fine detail
+    this is the bilinear enlargement of the change. Not thread-safe.
 
     small, full: (height, width) of the network's images and of the cameras'.
     """
 
     def __init__(self, small: tuple[int, int], full: tuple[int, int]) -> None:
-        # Change, its products with the guides, gains, offset: kept, so that no frame allocates.
+        # Buffers are kept, so that no frame allocates.
         self._change, self._product, self._det, self._gain_vi, self._gain_ir = (
             np.empty(small, np.float32) for _ in range(5)
         )
@@ -76,7 +76,7 @@ class GuidedUpsampler:
     def _fit(
         self, change: np.ndarray, ir: np.ndarray, vi: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Gains a and b of each window, in buffers that hold until the next call."""
+        """Gains a and b of each window, in buffers that are valid until the next call."""
         images = (vi, ir, change)
         for image, mean in zip(images, self._means):
             _box(image, mean)

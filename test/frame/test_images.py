@@ -224,7 +224,7 @@ def test_truncated_planes_say_how_many_bytes_are_missing(encoding):
 
 
 @pytest.mark.parametrize("encoding", [*CHANNELS, *BAYER, *PACKED_YUV, *PLANAR_YUV])
-def test_tiny_images_are_read_or_refused_and_nothing_else(encoding):
+def test_tiny_images_are_read_or_refused_with_an_image_error(encoding):
     for width, height in itertools.product((1, 2, 3, 4), repeat=2):
         msg = FakeImage(height, width, encoding, 0, 16 * width, array.array("B", bytes(64 * 16)))
         for read, channels in ((images.thermal_array, ()), (images.visible_bgr, (3,))):
@@ -258,7 +258,7 @@ def test_every_encoding_is_viewed_without_its_row_padding(encoding, padding):
 
 
 @pytest.mark.parametrize("encoding", CHANNELS)
-def test_a_view_shares_the_messages_memory_and_cannot_be_scribbled_on(encoding):
+def test_a_view_shares_the_memory_of_the_message_and_is_read_only(encoding):
     msg = message(pixels_for(encoding), encoding)
     seen = images.view(msg)
     assert np.shares_memory(seen, np.frombuffer(msg.data, np.uint8))
@@ -303,7 +303,7 @@ def test_big_endian_sixteen_bit_is_read_by_value(encoding):
     np.testing.assert_array_equal(images.visible_bgr(msg), bgr_by_hand(pixels, encoding))
 
 
-def test_is_bigendian_does_not_matter_to_eight_bit():
+def test_eight_bit_images_ignore_is_bigendian():
     pixels = pixels_for("rgb8")
     msg = message(pixels, "rgb8", big=True)
     np.testing.assert_array_equal(images.visible_bgr(msg), pixels[..., ::-1])
@@ -510,7 +510,7 @@ def test_plain_pixels_are_converted_as_cv_bridge_does(encoding):
     np.testing.assert_array_equal(images.visible_bgr(msg), theirs)
 
 
-def test_cv_bridge_converts_what_is_no_plain_view_where_it_is_installed():
+def test_cv_bridge_converts_bayer_and_yuv_where_it_is_installed():
     bridge = StandInCvBridge()
     module = type(sys)("cv_bridge")
     module.CvBridge = lambda: bridge
@@ -528,7 +528,7 @@ def test_cv_bridge_converts_what_is_no_plain_view_where_it_is_installed():
 
 
 @pytest.mark.parametrize("error", [ImportError("numpy.core.multiarray failed"), RuntimeError("?")])
-def test_a_broken_cv_bridge_costs_no_image(error, monkeypatch):
+def test_opencv_converts_if_cv_bridge_is_broken(error, monkeypatch):
     def fail():
         raise error
 

@@ -29,13 +29,13 @@ def run(monitor: Monitor, clock: Clock, rate: float, seconds: float) -> None:
         clock.now += 1 / rate
 
 
-def test_a_silent_monitor_has_nothing_to_say(clock):
+def test_a_monitor_without_events_reports_zeros(clock):
     snapshot = Monitor(clock=clock).snapshot()
     assert (snapshot.fps, snapshot.mean_fps, snapshot.latency_ms) == (0, 0, None)
     assert (snapshot.stage_ms, snapshot.counters, snapshot.faults) == ({}, {}, ())
 
 
-def test_one_frame_is_no_rate_yet(clock):
+def test_one_frame_alone_gives_no_rate(clock):
     monitor = Monitor(clock=clock)
     monitor.fused(5.0)
     clock.now += 0.1
@@ -44,7 +44,7 @@ def test_one_frame_is_no_rate_yet(clock):
 
 
 @pytest.mark.parametrize("seconds", [2, 5, 60])
-def test_rate_is_that_of_the_frames(clock, seconds):
+def test_the_rate_is_that_of_the_frames(clock, seconds):
     monitor = Monitor(clock=clock)
     run(monitor, clock, 30, seconds)
     snapshot = monitor.snapshot()
@@ -52,7 +52,7 @@ def test_rate_is_that_of_the_frames(clock, seconds):
     assert snapshot.mean_fps == pytest.approx(30, rel=1e-6)
 
 
-def test_rate_falls_to_nothing_when_nothing_comes(clock):
+def test_the_rate_falls_to_zero_when_frames_stop(clock):
     monitor = Monitor(clock=clock, window_s=5)
     run(monitor, clock, 20, 10)
     clock.now += 2.5
@@ -69,7 +69,7 @@ def test_percentiles_are_by_nearest_rank():
     assert percentiles([1, 2, 3]) == Percentiles(2, 3, 3)
 
 
-def test_latency_and_stages_are_those_of_the_latest_frames(clock):
+def test_latency_and_stages_cover_the_latest_frames_only(clock):
     monitor = Monitor(clock=clock)
     for ms in [1e6] * 10 + [20.0] * 1000:
         monitor.fused(ms)
@@ -88,7 +88,7 @@ def test_a_stage_that_fails_is_not_timed(clock):
     assert set(monitor.snapshot().stage_ms) == {"good"}
 
 
-def test_each_fault_is_logged_once_a_minute_and_counted_always(clock):
+def test_each_fault_is_counted_every_time_and_logged_once_a_minute(clock):
     log: list[str] = []
     monitor = Monitor(log.append, clock=clock)
     for _ in range(200):
@@ -103,7 +103,7 @@ def test_each_fault_is_logged_once_a_minute_and_counted_always(clock):
     assert monitor.snapshot().counters == {"rgb_unreadable": 200, "frame_failed": 1}
 
 
-def test_faults_are_remembered_with_their_age_the_latest_first(clock):
+def test_faults_are_listed_with_their_age_latest_first(clock):
     monitor = Monitor(clock=clock)
     monitor.fault("time_jump", "stamps jumped back")
     monitor.fault("rgb_silent", "no image for 1 s")
@@ -116,7 +116,7 @@ def test_faults_are_remembered_with_their_age_the_latest_first(clock):
     )
 
 
-def test_counts_of_several_threads_add_up():
+def test_counts_from_several_threads_add_up():
     monitor = Monitor()
 
     def count() -> None:

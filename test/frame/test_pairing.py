@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 from dataclasses import dataclass
 
 import pytest
@@ -88,7 +87,7 @@ def nearest_first(
     return sorted(pairs)
 
 
-def test_two_frames_of_one_instant_are_a_pair_at_once():
+def test_two_frames_with_one_stamp_are_paired_at_once():
     pairer = Pairer(10 * MS)
     assert pairer.add_thermal(5 * SECOND, "t") == []
     (pair,) = pairer.add_visible(5 * SECOND + 3 * MS, "v")
@@ -192,7 +191,7 @@ def test_a_pair_waits_no_longer_than_a_period():
                 assert arrival.at - there <= period + 3 * MS
 
 
-def test_a_pair_comes_though_the_camera_of_a_closer_frame_went_silent():
+def test_a_pair_is_returned_when_the_camera_that_could_send_a_closer_frame_falls_silent():
     pairer = Pairer(25 * MS)
     thermal = stream(THERMAL, 30, seconds=1)
     last = thermal[-1].stamp
@@ -207,7 +206,7 @@ def test_a_pair_comes_though_the_camera_of_a_closer_frame_went_silent():
     assert stamps([pair]) == [(last, last + 20 * MS)]
 
 
-def test_a_full_queue_gives_out_the_pair_that_waits():
+def test_a_full_queue_returns_the_waiting_pair():
     pairer = Pairer(100 * MS, queue_size=3)
     play(pairer, stream(THERMAL, 9, seconds=1), stream(VISIBLE, 120, seconds=1), flush=False)
     begin = 2 * SECOND
@@ -218,7 +217,7 @@ def test_a_full_queue_gives_out_the_pair_that_waits():
     assert_counts_add_up(pairer)
 
 
-def test_a_silent_camera_costs_no_memory_and_its_partners_are_missing():
+def test_frames_of_one_camera_alone_are_counted_as_missing_and_not_kept():
     pairer = Pairer(20 * MS, queue_size=5)
     assert play(pairer, stream(VISIBLE, 30, seconds=10), flush=False) == []
     assert pairer.counts.visible == StreamCounts(received=300, missing=295, waiting=5)
@@ -250,7 +249,7 @@ def test_a_clock_ahead_by_seconds_shows_as_too_far_and_stale(ahead):
     assert other.stale + other.too_far > 70
 
 
-def test_a_constant_clock_offset_is_taken_out_by_the_parameter():
+def test_a_constant_clock_offset_is_removed_by_the_parameter():
     pairer = Pairer(10 * MS, thermal_offset_ns=10 * SECOND + 4 * MS)
     visible = stream(VISIBLE, 30, start=10 * SECOND, lag=-10 * SECOND)
     pairs = play(pairer, stream(THERMAL, 30), visible)
@@ -307,7 +306,7 @@ def test_both_cameras_jumping_back_is_one_reset():
     assert pairer.counts.resets == 1
 
 
-def test_one_camera_that_restarts_its_clock_for_good_does_not_stall_the_other():
+def test_a_camera_that_restarts_its_clock_does_not_stall_the_other():
     pairer = Pairer(10 * MS)
     before = stream(THERMAL, 30, start=50 * SECOND) + stream(VISIBLE, 30, start=50 * SECOND)
     play(pairer, before, flush=False)
@@ -316,7 +315,7 @@ def test_one_camera_that_restarts_its_clock_for_good_does_not_stall_the_other():
     assert len(play(pairer, *both)) >= 88
 
 
-def test_a_single_frame_out_of_order_is_stale_and_nothing_else():
+def test_a_single_frame_out_of_order_is_only_stale():
     pairer = Pairer(10 * MS)
     play(pairer, stream(THERMAL, 30, seconds=1), stream(VISIBLE, 30, seconds=1), flush=False)
     assert pairer.add_thermal(800 * MS, "late") == []
@@ -325,7 +324,7 @@ def test_a_single_frame_out_of_order_is_stale_and_nothing_else():
     assert len(play(pairer, *more)) == 90
 
 
-def test_duplicates_are_stale_however_many():
+def test_all_duplicates_are_stale():
     pairer = Pairer(10 * MS)
     for _ in range(20):
         pairer.add_thermal(SECOND, "t")
@@ -342,7 +341,7 @@ def test_one_stamp_from_the_far_future_does_not_end_pairing():
     assert len(play(pairer, *more)) >= 88
 
 
-def test_a_slower_stream_is_reused_when_asked():
+def test_a_slower_stream_is_reused_if_the_setting_is_on():
     pairer = Pairer(60 * MS, queue_size=10, reuse_slower=True)
     thermal, visible = stream(THERMAL, 9, seconds=5), stream(VISIBLE, 30, seconds=5)
     pairs = stamps(play(pairer, thermal, visible))
@@ -365,7 +364,7 @@ def test_reuse_ends_with_the_slower_camera():
     assert pairer.counts.visible.missing > 100
 
 
-def test_reuse_can_be_switched_while_running():
+def test_reuse_can_be_switched_on_and_off_while_running():
     pairer = Pairer(60 * MS)
     seen = []
     for i in range(6):
@@ -381,7 +380,7 @@ def test_reuse_can_be_switched_while_running():
 
 @pytest.mark.parametrize("reuse", [False, True])
 @pytest.mark.parametrize("seed", range(60))
-def test_every_frame_is_accounted_for_whatever_comes(seed, reuse):
+def test_every_frame_is_counted_exactly_once(seed, reuse):
     rng = random.Random(seed)
     pairer = Pairer(
         rng.choice([0, 5, 20, 60]) * MS,
@@ -458,7 +457,7 @@ def test_without_reuse_no_frame_is_in_two_pairs():
         assert len(set(column)) == len(column)
 
 
-def test_flush_pairs_what_waits():
+def test_flush_pairs_the_waiting_frames():
     pairer = Pairer(25 * MS)
     play(pairer, stream(THERMAL, 30, seconds=1), stream(VISIBLE, 30, seconds=1), flush=False)
     assert pairer.add_thermal(2 * SECOND, "t") == []
@@ -467,7 +466,7 @@ def test_flush_pairs_what_waits():
     assert pairer.flush() == []
 
 
-def test_counts_are_a_snapshot():
+def test_counts_are_a_copy():
     pairer = Pairer(10 * MS)
     before = pairer.counts
     pairer.add_thermal(0, None)
@@ -486,14 +485,14 @@ def test_impossible_settings_are_refused(settings, says):
         Pairer(**settings)
 
 
-def test_adding_a_frame_is_quick():
+def test_a_long_stream_of_pairs_leaves_the_queues_short():
     pairer = Pairer(16 * MS)
     frames = sorted(
         stream(THERMAL, 30, seconds=30) + stream(VISIBLE, 30, seconds=30, start=12 * MS),
         key=lambda arrival: arrival.at,
     )
-    begin = time.perf_counter()
     for arrival in frames:
         add = pairer.add_thermal if arrival.camera == THERMAL else pairer.add_visible
         add(arrival.stamp, None)
-    assert (time.perf_counter() - begin) / len(frames) < 1e-3
+        assert pairer.counts.thermal.waiting <= 2
+        assert pairer.counts.visible.waiting <= 2

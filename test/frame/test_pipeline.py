@@ -75,7 +75,7 @@ def test_another_network_takes_over_between_two_frames(average, tmp_path):
     assert abs(int(pipeline.fuse(thermal, GREY)[0, 0, 0]) - 200) <= 1
 
 
-def test_every_network_that_is_replaced_is_freed_and_none_that_runs(average):
+def test_replaced_networks_are_freed_and_the_running_one_is_not(average):
     freed: list[str] = []
 
     def network(name: str) -> Network:
@@ -232,7 +232,7 @@ def test_calibration_holds_for_binned_images_too():
     np.testing.assert_allclose(full.at((640, 480)).ravel(), full.k)
 
 
-def test_sizes_that_differ_without_calibration_are_a_fault_once(average):
+def test_different_sizes_without_calibration_are_one_fault(average):
     pipeline = make(average)
     for _ in range(3):
         pipeline.fuse(np.zeros((24, 32), np.uint8), GREY)
@@ -241,7 +241,7 @@ def test_sizes_that_differ_without_calibration_are_a_fault_once(average):
     assert "homography" in snapshot.faults[0].text
 
 
-def test_boxes_come_from_the_detector_that_is_asked_for(average, tmp_path):
+def test_detections_follow_the_detector_and_its_settings(average, tmp_path):
     path = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
     parameters = average.replace(detector=str(path))
     pipeline = make(parameters)

@@ -57,7 +57,7 @@ def test_the_image_is_that_of_warp_perspective():
     np.testing.assert_allclose(ours[inside].astype(int), theirs[inside], atol=2)
 
 
-def test_there_and_back_gives_the_image_again():
+def test_a_warp_and_its_inverse_return_the_image():
     thermal = smooth_image(THERMAL_SIZE)
     there = Registration(HOMOGRAPHY).warp(thermal, RGB_SIZE)
     back = Registration(np.linalg.inv(HOMOGRAPHY)).warp(there, THERMAL_SIZE)
@@ -65,7 +65,7 @@ def test_there_and_back_gives_the_image_again():
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.001, 40.0])
-def test_a_homography_has_no_scale_and_no_sign(factor):
+def test_the_scale_and_sign_of_a_homography_do_not_matter(factor):
     thermal = smooth_image(THERMAL_SIZE)
     np.testing.assert_array_equal(
         Registration(factor * HOMOGRAPHY).warp(thermal, RGB_SIZE),

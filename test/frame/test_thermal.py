@@ -91,7 +91,7 @@ def test_a_constant_image_becomes_mid_grey(mode, value):
     assert set(np.unique(image)) <= {127, 128}
 
 
-def test_noise_of_an_even_scene_is_not_blown_up():
+def test_noise_of_an_even_scene_is_not_amplified():
     frame = (7500 + np.random.default_rng(0).normal(0, 2, (HEIGHT, WIDTH))).astype(np.uint16)
     assert GainControl(min_span=50).apply(frame).std() < 15
 
@@ -170,7 +170,7 @@ def test_what_is_not_finite_takes_no_part_and_is_black(mode, value):
     assert np.abs(image[kept].astype(int) - expected[kept]).max() <= 3
 
 
-def test_a_frame_without_any_data_is_an_image_all_the_same():
+def test_a_frame_without_data_becomes_black():
     frame = np.full((HEIGHT, WIDTH), np.nan, np.float32)
     for mode in ("percentile", "linear", "none"):
         assert not GainControl(mode=mode).apply(frame).any()
@@ -207,7 +207,7 @@ def test_a_still_scene_with_sensor_noise_keeps_its_levels():
     assert np.abs(np.diff(levels.mean(axis=1))).max() < 0.5
 
 
-def test_the_limits_arrive_at_what_a_changed_scene_asks_for():
+def test_the_limits_reach_those_of_a_changed_scene():
     control = GainControl()
     control.apply(scene())
     for i in range(300):
@@ -226,14 +226,14 @@ def test_another_scene_is_shown_at_once():
 
 
 @pytest.mark.parametrize("value", [0, 65535])
-def test_one_blank_frame_leaves_no_trace(value):
+def test_one_blank_frame_does_not_change_the_next_ones(value):
     control = GainControl()
     before = control.apply(scene())
     control.apply(np.full((HEIGHT, WIDTH), value, np.uint16))
     np.testing.assert_allclose(control.apply(scene()), before, atol=3)
 
 
-def test_a_change_of_bit_depth_starts_afresh():
+def test_a_change_of_bit_depth_resets_the_limits():
     control = GainControl(stretch_8bit=True)
     control.apply(scene())
     frame = np.random.default_rng(0).normal(100, 15, (HEIGHT, WIDTH)).astype(np.uint8)
@@ -247,7 +247,7 @@ def test_frames_may_change_size():
         assert control.apply(frame).shape == (height, width)
 
 
-def test_reset_forgets_the_past():
+def test_reset_discards_the_limits():
     control = GainControl()
     control.apply(scene(hot=100))
     control.reset()
@@ -263,7 +263,7 @@ def test_settings_take_effect_between_frames_without_a_jump():
     np.testing.assert_array_equal(control.apply(scene()), scene() >> 8)
 
 
-def test_padded_rows_are_read_right():
+def test_frames_with_padded_rows_are_read_correctly():
     padded = np.zeros((HEIGHT, WIDTH + 24), np.uint16)
     padded[:, :WIDTH] = scene()
     np.testing.assert_array_equal(

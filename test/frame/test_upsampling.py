@@ -43,12 +43,12 @@ def error(image: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(np.mean((image - expected) ** 2)))
 
 
-def test_no_change_leaves_the_visible_image_bit_for_bit():
+def test_without_a_change_the_visible_image_is_returned_exactly():
     ir, vi = scene(0), scene(1)
     assert (upsample(shrink(vi), ir, vi) == vi).all()
 
 
-def test_what_lies_beyond_the_window_of_a_change_stays_bit_for_bit():
+def test_pixels_beyond_the_window_of_a_change_stay_exactly_the_same():
     ir, vi = scene(0), scene(1)
     fused = shrink(vi)
     fused[:, :20] += 0.05
@@ -73,7 +73,7 @@ def test_a_mixture_of_both_images_is_the_same_mixture_at_full_size(of_vi, of_ir)
     assert of_ir == 0 or error(bilinear(fused, vi), expected) > 0.01
 
 
-def test_made_small_again_it_is_closer_to_what_the_network_gave():
+def test_downsampled_again_it_is_close_to_the_output_of_the_network():
     ir, vi = scene(0), scene(1)
     fused = np.maximum(shrink(ir), shrink(vi))
     found, plain = shrink(upsample(fused, ir, vi)), shrink(bilinear(fused, vi))
@@ -117,7 +117,7 @@ def test_a_small_hot_target_neither_smears_nor_fades(top, left):
     assert out[target].mean() > 0.8 > plain[target].mean()
 
 
-def test_a_flat_guide_is_not_blown_up_by_a_strong_change():
+def test_a_strong_change_does_not_amplify_a_flat_guide():
     """Sensor noise of one grey level in the dark, and a change that has nothing to do with it."""
     rng = np.random.default_rng(0)
     vi = (0.05 + rng.normal(0, 1 / 255, FULL)).astype(np.float32)
@@ -128,14 +128,14 @@ def test_a_flat_guide_is_not_blown_up_by_a_strong_change():
     assert error(added, 0) < 1.5 * error(noise, 0)
 
 
-def test_fine_detail_is_at_most_tripled_however_strong_the_change():
+def test_fine_detail_is_at_most_tripled_by_any_change():
     vi = (0.5 + np.random.default_rng(0).normal(0, 1.4 / 255, FULL)).astype(np.float32)
     fused = shrink(vi) + 20 * (shrink(vi) - 0.5)
     added = upsample(fused, np.zeros_like(vi), vi) - enlarge(fused)
     assert error(added, 0) < 1.01 * (1 + MOST_GAIN) * error(vi, enlarge(shrink(vi)))
 
 
-def test_the_result_keeps_to_its_range():
+def test_the_result_stays_between_0_and_1():
     ir, vi = (scene(0) > 0.5).astype(np.float32), (scene(1) > 0.5).astype(np.float32)
     out = upsample(np.maximum(shrink(ir), shrink(vi)), ir, vi)
     assert out.min() == 0 and out.max() == 1
@@ -146,7 +146,7 @@ def test_the_result_keeps_to_its_range():
     [((333, 501), (213, 320)), ((41, 37), (32, 29)), ((97, 129), (12, 16)), ((3, 700), (1, 320)),
      ((700, 1), (320, 1))],
 )  # fmt: skip
-def test_any_two_sizes_go_together(full, small):
+def test_any_two_sizes_can_be_combined(full, small):
     ir, vi = scene(0, full), scene(1, full)
     out = upsample(shrink(vi, small), ir, vi)
     assert (out == vi).all()
@@ -154,7 +154,7 @@ def test_any_two_sizes_go_together(full, small):
     assert np.isfinite(mixed).all() and 0 <= mixed.min() and mixed.max() <= 1
 
 
-def test_it_leaves_its_inputs_alone_and_allocates_nothing_of_image_size():
+def test_inputs_are_unchanged_and_no_image_is_allocated():
     ir, vi = scene(0), scene(1)
     sources = (np.maximum(shrink(ir), shrink(vi)), shrink(ir), shrink(vi), ir, vi)
     before = [image.copy() for image in sources]
