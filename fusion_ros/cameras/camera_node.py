@@ -21,6 +21,7 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.duration import Duration
 from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
@@ -29,6 +30,7 @@ from std_msgs.msg import Header
 
 from fusion_ros.cameras.files import FilesError, PairFolder
 from fusion_ros.cameras.street import scene
+from fusion_ros.cameras.street.ahead import Loop, LoopPlan
 from fusion_ros.cameras.street.simulated import (
     COUNTS_PER_KELVIN,
     ZERO_CELSIUS,
@@ -63,6 +65,7 @@ class Settings:
     path: str
     scene: str
     seed: int
+    ahead: bool
     rate: float
     width: int
     height: int
@@ -85,6 +88,13 @@ _PARAMETERS = {
     "path": ("", "source files: folder with ir/ and vi/", None, None),
     "scene": ("tour", "source simulated: light and weather", None, scene.SCENES),
     "seed": (0, "source simulated: which street; the same for both cameras", (0, 2**31 - 1), None),
+    "ahead": (
+        False,
+        "source simulated: draw a loop of frames before the first is sent and play it, which takes "
+        "little processor time; loops are kept in ~/.cache/fusion_ros/street",
+        None,
+        None,
+    ),
     "rate": (
         0.0,
         "frames per second; 0: 30 for rgb, 9 for thermal, 10 for files",
@@ -192,6 +202,7 @@ def _declare(node: Node) -> Settings:
         values["path"],
         values["scene"],
         values["seed"],
+        values["ahead"],
         rate,
         values["width"],
         values["height"],
@@ -228,6 +239,23 @@ def _start_ns(value) -> int:
     return start
 
 
+def _loop(settings: Settings, model: scene.CameraModel) -> Loop:
+    """Frames rendered ahead; says how far it is, since the first time takes a while."""
+    logger = get_logger("camera_node")
+
+    def progress(done: int, count: int) -> None:
+        if done == 1 or done * 4 // count > (done - 1) * 4 // count:
+            logger.info(f"frames of the {settings.camera} camera drawn ahead: {done} of {count}")
+
+    try:
+        plan = LoopPlan(
+            settings.camera, settings.scene, settings.seed, rate=settings.rate, model=model
+        )
+    except ValueError as error:
+        raise ParameterError(f"parameter ahead: {error}") from error
+    return Loop(plan, progress=progress)
+
+
 class _SimulatedSource:
     """Frames of a simulated camera."""
 
@@ -243,8 +271,11 @@ class _SimulatedSource:
             )
         except ValueError as error:
             raise ParameterError(f"parameters width, height, fov: {error}") from error
-        make = SimulatedThermal if thermal else SimulatedRgb
-        self._camera = make(self.model, settings.scene, settings.seed)
+        if settings.ahead:
+            self._camera = _loop(settings, self.model)
+        else:
+            make = SimulatedThermal if thermal else SimulatedRgb
+            self._camera = make(self.model, settings.scene, settings.seed)
         self.span = tuple((c + ZERO_CELSIUS) * COUNTS_PER_KELVIN for c in (-10.0, 45.0))
 
     def frame(self, index: int, scene_s: float) -> np.ndarray:
