@@ -53,7 +53,7 @@ help:
 	@echo 'make clean      removes what builds, tests and demos left, not the environment $(VENV)'
 
 demo: $(VENV)/.demo-$(KEY)
-	@$(PY) -m fusion_ros.commands.demo --method '$(METHOD)' --out demo_output \
+	@$(PY) -m fusion_ros demo --method '$(METHOD)' --out demo_output \
 	  $(if $(DATA),--data '$(DATA)') $(if $(DETECTOR),--detector '$(DETECTOR)')
 
 test: $(VENV)/.test-$(KEY)

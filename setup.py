@@ -73,6 +73,8 @@ setup(
         share("launch", "launch/*.launch.py"),
         share("config", "config/*.*"),
         share("weights", "fusion_models/weights/*"),
+        # For `ros2 run fusion_ros <command>` and launch files; pip puts only `fusion_ros` on PATH.
+        (f"lib/{PACKAGE}", sorted(glob("scripts/*"))),
     ],
     zip_safe=False,
     install_requires=["numpy"],
@@ -85,13 +87,5 @@ setup(
         "lint": LINT,
         "test": TEST,
     },
-    entry_points={
-        "console_scripts": [
-            "fuse_node = fusion_ros.node.main:main",
-            "camera_node = fusion_ros.cameras.camera_node:main",
-            "demo = fusion_ros.commands.demo:main",
-            "build_engine = fusion_ros.commands.build_engine:main",
-            "benchmark = fusion_ros.commands.benchmark.__main__:main",
-        ]
-    },
+    entry_points={"console_scripts": ["fusion_ros = fusion_ros.commands.main:main"]},
 )

@@ -18,7 +18,7 @@ from launch_ros.actions import Node
 
 from fusion_ros.inference import BACKENDS, PRECISIONS
 from fusion_ros.inference.models import list_methods
-from fusion_ros.node.fastdds import PROFILE_VARIABLE
+from fusion_ros.harness.environment import PROFILE_VARIABLE
 from fusion_ros.node.parameters import QOS
 
 CONFIG = Path(get_package_share_directory("fusion_ros"), "config")

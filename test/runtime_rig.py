@@ -26,7 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fusion_ros.node.fastdds import PROFILE_VARIABLE  # noqa: E402
+from fusion_ros.harness.environment import PROFILE_VARIABLE  # noqa: E402
 
 _PICTURES = 4
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""ROS node of one camera, simulated or from files: `image_raw` and `camera_info` on a time grid.
+"""The camera node: publishes `image_raw` and `camera_info` of a simulated camera or of files.
 
 Frame k is due at start_time + k / rate on the node's clock. Two camera processes with the same
-`start_time` therefore agree on every due time without talking to each other: simulated cameras
-show the same moment of the same world, file cameras the same pair at the same stamp.
+`start_time` therefore agree on every due time without any exchange: simulated cameras show the
+same moment of the same scene, file cameras the same pair with the same stamp.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
@@ -50,6 +51,8 @@ _FROM_BGR = {
     "mono8": cv2.COLOR_BGR2GRAY,
 }
 _MAX_JITTER = 0.45  # of a period, so that frames keep their order
+_RECEIPT_S = 5.0
+"""Longest wait at the end for the receipt of what was sent."""
 
 
 class ParameterError(ValueError):
@@ -111,14 +114,14 @@ _PARAMETERS = {
     ),
     "encoding": (
         "",
-        "of the published images; empty: bgr8 for rgb, mono16 for thermal, from files "
-        "as deep as stored",
+        "encoding of the published images; empty: bgr8 for rgb, mono16 for thermal, from files "
+        "the stored depth",
         None,
         None,
     ),
     "frames": (
         0,
-        "end after so many frames, counting from start_time if that is set; 0: never",
+        "end after this many frames, counted from start_time if that is set; 0: never",
         (0, 2**31 - 1),
         None,
     ),
@@ -132,7 +135,7 @@ _PARAMETERS = {
     "jitter": (0.0, "standard deviation of the time of exposure in seconds", (0.0, 1.0), None),
     "wait_for_subscribers": (
         0,
-        "send nothing before so many subscribe to image_raw",
+        "send nothing before image_raw has this many subscribers",
         (0, 100),
         None,
     ),
@@ -142,12 +145,12 @@ _PARAMETERS = {
         None,
         ("reliable", "best_effort"),
     ),
-    "frame_id": ("", "of the headers; empty: <camera>_optical_frame", None, None),
+    "frame_id": ("", "frame_id of the headers; empty: <camera>_optical_frame", None, None),
 }
 
 
 def _declare(node: Node) -> Settings:
-    """Declares the parameters; raises `ParameterError` naming parameter, value and choices."""
+    """Declare the parameters; raises `ParameterError`, which names parameter and choices."""
     values = {}
     for name, (default, description, limits, choices) in _PARAMETERS.items():
         kind = type(default)
@@ -220,12 +223,12 @@ def _declare(node: Node) -> Settings:
 
 
 def _start_ns(value) -> int:
-    """Seconds as a number, nanoseconds as a string of digits -> nanoseconds."""
+    """Convert seconds as a number, or nanoseconds as a string of digits, to nanoseconds."""
     try:
         if isinstance(value, str):
             start = int(value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            # No clock counts 3 million years of seconds: so large an integer is nanoseconds.
+            # An integer too large for seconds of any clock is nanoseconds.
             start = value if isinstance(value, int) and value > 10**14 else round(value * 1e9)
         else:
             raise ValueError
@@ -306,7 +309,7 @@ class _FilesSource:
 
 
 def encode(frame: np.ndarray, encoding: str, span: tuple) -> tuple[np.ndarray, str]:
-    """Frame (thermal (H, W) uint8/uint16 or BGR (H, W, 3) uint8) in `encoding`; '' keeps it.
+    """Convert a thermal (H, W) uint8/uint16 or BGR (H, W, 3) uint8 frame; encoding '' keeps it.
 
     Between 16 and 8 bits the counts in `span` (low, high) are scaled to 0..255.
     """
@@ -326,7 +329,10 @@ def encode(frame: np.ndarray, encoding: str, span: tuple) -> tuple[np.ndarray, s
 
 
 class CameraNode(Node):
-    """Publishes `image_raw` and `camera_info` relative to its namespace, thermal or rgb."""
+    """Publishes `image_raw` and `camera_info` in its namespace, for one camera.
+
+    sent, skipped: number of frames published, and left out because they were late.
+    """
 
     def __init__(self, **kwargs) -> None:
         super().__init__("camera_node", **kwargs)
@@ -342,32 +348,51 @@ class CameraNode(Node):
         self._images = self.create_publisher(Image, "image_raw", qos)
         self._infos = self.create_publisher(CameraInfo, "camera_info", qos)
         self._image = Image()
-        # Served between frames by the thread that sends them: /clock, parameter services.
+        # The thread that sends frames also serves callbacks between them: /clock, parameters.
         self._waiter = SingleThreadedExecutor(context=self.context)
         self._waiter.add_node(self)
+        self._stopping = False
         self.sent = self.skipped = 0
 
     def run(self) -> int:
-        """Sends frames until the last one or shutdown; returns how many were sent."""
+        """Send frames until the last one, `stop` or shutdown; return the number sent."""
         if self.settings.wait_for_subscribers:
             self._wait_for_subscribers()
         self._send()
         self._wait_for_receipt()
         return self.sent
 
+    def stop(self) -> None:
+        """Make `run` return soon; may be called by a signal handler."""
+        self._stopping = True
+
+    def _going_on(self) -> bool:
+        return self.context.ok() and not self._stopping
+
+    def _serve(self, seconds: float) -> None:
+        """Run one callback, or wait `seconds` for one; no callback's error ends the process."""
+        try:
+            self._waiter.spin_once(timeout_sec=seconds)
+        except ExternalShutdownException:
+            self.stop()
+        except Exception as error:
+            if self.context.ok():
+                text = f"a callback failed: {type(error).__name__}: {error}"
+                self.get_logger().error(text, throttle_duration_sec=10.0)
+
     def _send(self) -> None:
         s = self.settings
         index = self._next_index()
         origin = self._origin(index)
         tried = 0
-        while self.context.ok():
-            # By the grid where cameras share one: a late one leaves no tail without partners.
+        while self._going_on():
+            # Cameras that share a grid count by it, so that a late one ends with the other.
             if s.frames and (index if s.start_ns else tried) >= s.frames:
                 break
             if index - origin >= self._source.count:
                 break
             exposed = s.start_ns + round(index * 1e9 / s.rate) + self._jitter_ns(index)
-            # Drawn ahead of time: what is left to do when the frame is due is to send it.
+            # Rendered ahead of time, so that only sending is left when the frame is due.
             frame = self._frame(index - origin, (exposed - s.start_ns) * 1e-9)
             if not self._sleep_until(exposed):  # the clock went back, or shutdown
                 index = self._next_index()
@@ -375,7 +400,7 @@ class CameraNode(Node):
                 continue
             tried += 1  # unreadable frames too, or it might never end
             if frame is not None:
-                self._publish(frame, exposed + s.offset_ns)
+                self._try_to_publish(frame, exposed + s.offset_ns)
             following = max(index + 1, self._next_index())
             if following > index + 1:
                 self.skipped += following - index - 1
@@ -387,19 +412,17 @@ class CameraNode(Node):
             index = following
 
     def _origin(self, index: int) -> int:
-        """Index of the grid that belongs to the source's frame 0."""
+        """Index on the grid of the source's frame 0."""
         return 0 if self.settings.start_ns or math.isinf(self._source.count) else index
 
     def _next_index(self) -> int:
-        """Index of the next frame of the grid that is not yet past; a late one by < 1/2 period
-        still counts as due now.
-        """
-        while self.context.ok():
+        """Index of the next frame on the grid; one that is late by < 1/2 period is due now."""
+        while self._going_on():
             now = self.get_clock().now().nanoseconds
             if now > 0:  # simulated time has begun
                 periods = (now - self.settings.start_ns) * self.settings.rate * 1e-9
                 return max(0, math.ceil(periods - 0.5))
-            self._waiter.spin_once(timeout_sec=0.01)
+            self._serve(0.01)
         return 0
 
     def _jitter_ns(self, index: int) -> int:
@@ -413,26 +436,37 @@ class CameraNode(Node):
     def _frame(self, number: int, scene_s: float) -> np.ndarray | None:
         try:
             return self._source.frame(number, scene_s)
-        except FilesError as error:
-            self.get_logger().error(f"frame left out: {error}", throttle_duration_sec=60.0)
+        except Exception as error:  # one bad frame costs one frame, whatever is wrong with it
+            self._leave_out(error)
             return None
 
-    def _sleep_until(self, target_ns: int) -> bool:
-        """Waits for the node's clock; False when it jumped back, or at shutdown.
+    def _try_to_publish(self, frame: np.ndarray, stamp_ns: int) -> None:
+        try:
+            self._publish(frame, stamp_ns)
+        except Exception as error:
+            if self.context.ok():
+                self._leave_out(error)
 
-        Measured anew against the clock in each round, so that no error accumulates.
+    def _leave_out(self, error: Exception) -> None:
+        text = str(error) if isinstance(error, FilesError) else f"{type(error).__name__}: {error}"
+        self.get_logger().error(f"frame left out: {text}", throttle_duration_sec=60.0)
+
+    def _sleep_until(self, target_ns: int) -> bool:
+        """Wait for a time of the node's clock; False if it jumped back, or at the end.
+
+        Each round reads the clock again, so that no error accumulates.
         """
         last = self.get_clock().now().nanoseconds
-        self._waiter.spin_once(timeout_sec=0)
-        while self.context.ok():
+        self._serve(0)
+        while self._going_on():
             now = self.get_clock().now().nanoseconds
             if now < last - 100_000_000:
                 return False
             if now >= target_ns:
                 return True
             last = now
-            # Simulated time runs at any pace: each message of /clock ends the wait.
-            self._waiter.spin_once(timeout_sec=min((target_ns - now) * 1e-9, 0.05))
+            # Simulated time runs at any speed: each message of /clock ends the wait.
+            self._serve(min((target_ns - now) * 1e-9, 0.05))
         return False
 
     def _publish(self, frame: np.ndarray, stamp_ns: int) -> None:
@@ -458,55 +492,76 @@ class CameraNode(Node):
     def _wait_for_subscribers(self) -> None:
         awaited = self.settings.wait_for_subscribers
         asked = time.monotonic()
-        while self.context.ok():
+        while self._going_on():
             found = self._images.get_subscription_count()
             if found >= awaited:
                 break
-            self._waiter.spin_once(timeout_sec=0.05)
+            self._serve(0.05)
             if time.monotonic() - asked > 5.0:
                 asked = time.monotonic()
                 self.get_logger().info(
                     f"waiting for subscribers of {self._images.topic_name}: {found} of {awaited}"
                 )
-        # The other end learns of this publisher a little later than this end of it.
+        # The subscriber discovers this publisher a little later than this one discovers it.
         time.sleep(0.3)
 
     def _wait_for_receipt(self) -> None:
-        """Leaves nothing unsent behind."""
+        """Wait until all messages were received, so that the end loses none."""
+        end = time.monotonic() + _RECEIPT_S
         for publisher in (self._images, self._infos):
+            received = False
             try:
-                received = publisher.wait_for_all_acked(Duration(seconds=5))
-            except Exception:  # rclpy's RCLError: a signal has taken the context away
+                # In short waits: a signal is not handled before the wait returns.
+                while not received and self._going_on() and time.monotonic() < end:
+                    received = publisher.wait_for_all_acked(Duration(seconds=0.1))
+            except Exception:  # rclpy's RCLError: the context was shut down meanwhile
                 if self.context.ok():
                     raise
                 return
-            if not received:
+            if not received and self._going_on():
                 self.get_logger().warning(f"not all of {publisher.topic_name} was received")
 
 
-def main(args: list[str] | None = None) -> None:
-    """Console entry: exit status 0 after the last frame or an interrupt, 1 on a bad parameter."""
-    rclpy.init(args=args)
+def main(args: list[str] | None = None) -> int:
+    """Run the node; 0 after the last frame or an interrupt, 1 for a bad parameter.
+
+    args: ROS arguments, by default those of the process. Must run in the main thread.
+    """
+    # Signals only set a flag: as an exception, one could hit and be lost in any destructor, and
+    # `ros2 launch` repeats the Ctrl-C that the terminal sent already.
+    stopped: list[CameraNode] = []
+    signals = 0
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal signals
+        signals += 1
+        for node in stopped:
+            node.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    status = 0
     try:
         node = CameraNode()
-    except (ParameterError, FilesError) as error:
-        print(f"camera_node: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
-        sys.exit(1)
-    try:
-        node.run()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    finally:
-        # `ros2 launch` repeats a Ctrl-C that the terminal has sent already: the end is under way.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stopped.append(node)
+        if not signals:
+            node.run()
         print(
             f"{node.settings.camera} camera: {node.sent} frames sent, {node.skipped} skipped",
             flush=True,
         )
         node.destroy_node()
+    except (ParameterError, FilesError) as error:
+        print(f"camera_node: {error}", file=sys.stderr)
+        status = 1
+    finally:
         rclpy.try_shutdown()
+        # Python's end would set our handlers back to the default, which kills.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Build TensorRT engines ahead of time, so that the node's first start does not wait for them."""
+"""The command `build_engine`: builds TensorRT engines ahead of the node's first start."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from fusion_ros.inference.rewrite import rewritten_file
 from fusion_ros.size import Size
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command `build_engine`; return 0, or 1 if a model could not be built."""
-    parser = argparse.ArgumentParser(prog="build_engine", description=__doc__)
+__all__ = ["parser", "run"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="fusion_ros build_engine",
+        description="Build TensorRT engines, so that the node's first start does not wait for it.",
+    )
     parser.add_argument(
         "models", nargs="*", metavar="MODEL", help="method or *.onnx; default: all that ship"
     )
@@ -49,7 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="only prove that the models build for this compute capability, such as 8.9: needs "
         "TensorRT-RTX but no GPU, and keeps nothing",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build the engines; return 0, or 1 if a model could not be built."""
     size = Size(options.width, options.height)
     failed = False
     for model in options.models or list_methods():
@@ -113,7 +123,3 @@ def _part(engine: Engine, processing_size: int) -> Fuser | Detector:
     if [spec.name for spec in engine.outputs] == [FUSED]:
         return Fuser(engine, processing_size)
     return Detector(engine)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ import pytest
 from support import pair, write_fusion_onnx
 
 from fusion_models import WEIGHTS_DIR
-from fusion_ros.commands import build_engine
+from fusion_ros.commands.main import main
 from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.inference import EngineError, cuda, load_engine, tensorrt
@@ -111,9 +111,9 @@ def test_a_long_build_reports_its_progress(rtx, tmp_path, monkeypatch):
 
 def test_build_engine_proves_a_model_on_the_command_line(rtx, average, capsys):
     arguments = [str(average), "--width", "333", "--height", "251", "--target"]
-    assert build_engine.main([*arguments, "8.9"]) == 0
+    assert main(["build_engine", *arguments, "8.9"]) == 0
     assert capsys.readouterr().out.startswith("average.onnx: builds for 8.9, ")
-    assert build_engine.main([*arguments, "3.0"]) == 1
+    assert main(["build_engine", *arguments, "3.0"]) == 1
     assert "choose one of 7.5" in capsys.readouterr().err
 
 

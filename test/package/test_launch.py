@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,8 @@ from fusion_ros.inference.models import list_methods
 ROOT = Path(__file__).resolve().parents[2]
 ARGUMENTS = {
     "method", "params_file", "thermal_image", "rgb_image", "thermal_info", "rgb_info", "detect",
-    "backend", "precision", "processing_size", "image_size", "build_only", "qos", "rviz", "namespace",
+    "backend", "precision", "processing_size", "image_size", "build_only", "qos", "rviz",
+    "namespace",
     "use_sim_time", "fastdds_profile",
 }  # fmt: skip
 
@@ -56,25 +55,6 @@ def test_launch_files_are_python_with_a_description(name):
     tree = ast.parse((ROOT / "launch" / f"{name}.launch.py").read_text())
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert "generate_launch_description" in functions and ast.get_docstring(tree)
-
-
-@pytest.mark.parametrize(
-    ("distribution", "variable"),
-    [
-        ("humble", "FASTRTPS_DEFAULT_PROFILES_FILE"),
-        ("iron", "FASTRTPS_DEFAULT_PROFILES_FILE"),
-        ("jazzy", "FASTRTPS_DEFAULT_PROFILES_FILE"),
-        ("kilted", "FASTDDS_DEFAULT_PROFILES_FILE"),
-        ("", "FASTDDS_DEFAULT_PROFILES_FILE"),
-    ],
-)
-def test_the_profile_is_named_as_the_distribution_s_fast_dds_knows_it(distribution, variable):
-    code = "from fusion_ros.node.fastdds import PROFILE_VARIABLE; print(PROFILE_VARIABLE)"
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"ROS_DISTRO": distribution},
-        capture_output=True, text=True, timeout=30, check=True,
-    )  # fmt: skip
-    assert run.stdout.strip() == variable
 
 
 def test_the_launch_file_lists_its_arguments_and_the_methods(ros2_launch):

@@ -68,9 +68,7 @@ def checkout(tmp_path) -> Checkout:
 def test_the_demo_installs_ros_wheels_and_no_torch(checkout):
     assert checkout.make("demo").returncode == 0
     assert checkout.installed() == [".[cpu,ros]"]
-    assert (
-        "-m fusion_ros.commands.demo --method baffm --out demo_output" in checkout.calls.read_text()
-    )
+    assert "-m fusion_ros demo --method baffm --out demo_output" in checkout.calls.read_text()
 
 
 def test_a_second_run_installs_nothing(checkout):
@@ -78,7 +76,7 @@ def test_a_second_run_installs_nothing(checkout):
     checkout.offline.touch()
     assert checkout.make("demo").returncode == 0
     assert checkout.installed() == []
-    assert checkout.calls.read_text().startswith("-m fusion_ros.commands.demo")
+    assert checkout.calls.read_text().startswith("-m fusion_ros demo")
 
 
 def test_what_the_tests_installed_serves_the_demo(checkout):
@@ -132,7 +130,7 @@ def test_a_failed_installation_says_so_and_is_taken_up_again(checkout):
     checkout.offline.touch()
     run = checkout.make("demo")
     assert run.returncode != 0 and "needs the network" in run.stderr
-    assert "fusion_ros.commands.demo" not in checkout.calls.read_text()
+    assert "fusion_ros demo" not in checkout.calls.read_text()
     checkout.offline.unlink()
     assert checkout.make("demo").returncode == 0
     assert checkout.installed() == [".[cpu,ros]"]

@@ -96,16 +96,24 @@ def test_the_wheel_has_every_module_and_only_our_packages(wheel):
     assert {name for name in packages if ".data" not in name} == {"fusion_ros", "fusion_models"}
 
 
-def test_every_command_of_the_package_has_its_main(wheel):
+def test_pip_puts_one_command_on_the_path(wheel):
     scripts = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     parser = configparser.ConfigParser()
     parser.read_string(wheel.read(scripts).decode())
-    commands = dict(parser["console_scripts"])
-    assert {"fuse_node", "camera_node", "demo", "benchmark"} <= set(commands)
-    for target in commands.values():
-        module, function = target.split(":")
-        tree = ast.parse((ROOT / (module.replace(".", "/") + ".py")).read_text())
-        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert dict(parser["console_scripts"]) == {"fusion_ros": "fusion_ros.commands.main:main"}
+    assert not any("/scripts/" in name for name in wheel.namelist())
+
+
+def test_every_command_has_a_script_for_ros2_run(wheel):
+    commands = importlib.import_module("fusion_ros.commands.main").COMMANDS
+    found = {path.name: path for path in (ROOT / "scripts").iterdir()}
+    assert set(found) == set(commands), "ln -s fuse_node scripts/<new command>"
+    for name, path in found.items():
+        assert os.access(path, os.X_OK)
+        entry = next(
+            one for one in wheel.infolist() if one.filename.endswith(f"lib/fusion_ros/{name}")
+        )
+        assert entry.external_attr >> 16 & 0o111, f"{name} is not executable in the wheel"
 
 
 def required(wheel: zipfile.ZipFile, extra: str = "") -> set[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""What the benchmark runs on, and what processes take of it, read from /proc."""
+"""The machine that a benchmark runs on, and the load of its processes, read from /proc."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Versions:
-    """Of what takes part; empty: ros_distro where no ROS is sourced, commit outside a checkout."""
+    """Versions of what takes part.
+
+    ros_distro is empty where no ROS is sourced, commit outside a checkout.
+    """
 
     python: str
     fusion_ros: str
@@ -114,8 +117,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def busy_seconds() -> float:
-    """Processor time that everything on this machine has taken, on all cores, and what the
-    hypervisor has taken away; 0.0 where that is not known.
+    """Processor time of everything on this machine, on all cores, s; 0.0 where it is unknown.
+
+    Time that the hypervisor has taken away counts too.
     """
     fields = _text(_PROC / "stat").partition("\n")[0].split()[1:9]
     if len(fields) < 8:

@@ -1,64 +1,34 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""What is measured at one rate, from the stamps of what was sent and the times it came back."""
+"""The figures of one rate, from the stamps of what was sent and the times of what came back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fusion_ros.commands.benchmark.machine import Memory
 from fusion_ros.frame.monitor import Percentiles, percentiles
+from fusion_ros.harness.observer import Arrival
+from fusion_ros.harness.sender import Sending
 from fusion_ros.node.diagnostics import Report
 
 __all__ = [
     "LEAST_PAIRS",
-    "Arrival",
     "Losses",
     "Measurement",
-    "Sending",
     "jitter_ms",
     "stage_means",
 ]
 
 LEAST_PAIRS = 10
-"""Fewer say nothing of percentiles."""
+"""Least number of pairs for percentiles."""
 _NODE_SAMPLES = 1000
-"""So many latest frames the node's means are of, at most."""
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """Times of one fused image, ns since 1970: published by the node, received by the observer."""
-
-    published_ns: int
-    received_ns: int
-
-
-@dataclass
-class Sending:
-    """What was sent at one rate.
-
-    stamps_ns: of the pairs, in order, ns since 1970; late_ms: how long after it was due each was
-    sent; skipped: pairs left out because the next one was due already; seconds: from the first
-    pair's time to the end of the last one's period; cpu_s: processor time of the sender.
-    """
-
-    rate: float
-    stamps_ns: list[int] = field(default_factory=list)
-    late_ms: list[float] = field(default_factory=list)
-    skipped: int = 0
-    seconds: float = 0.0
-    cpu_s: float = 0.0
-
-    @property
-    def offered_hz(self) -> float:
-        """The rate that was kept."""
-        return len(self.stamps_ns) / self.seconds if self.seconds else 0.0
+"""The node's means are of its latest frames, at most this many."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Where the pairs went that did not come back, by the node's own counters.
+    """Causes of the pairs that did not come back, by the node's own counters.
 
     transport: did not reach the node; unpaired: found no partner, or still wait for one;
     displaced: by a newer pair while the network was busy; rejected: failed; output: fused, but not
@@ -73,7 +43,7 @@ class Losses:
 
     @classmethod
     def between(cls, before: Report, after: Report, sent: int, received: int) -> Losses:
-        """Of what was sent and received between two reports of a node with nothing in hand."""
+        """Count them between two reports of a node with nothing in progress."""
 
         def new(name: str) -> int:
             return after.count(name) - before.count(name)
@@ -98,7 +68,8 @@ class Measurement:
     difference of successive intervals between publications. late_ms: the sender's. cpu_percent:
     of one core, by the node, load_percent by sender and observer, other_percent by everything else
     on the machine, which should be next to nothing. memory: of the node. stage_ms: the node's
-    means.
+    means. memory_growth_mb: growth of the node's memory after the first minute, MiB; None for less
+    than a minute.
     """
 
     rate_hz: float
@@ -118,6 +89,7 @@ class Measurement:
     other_percent: float
     memory: Memory
     stage_ms: dict[str, float]
+    memory_growth_mb: float | None = None
 
     @classmethod
     def of(
@@ -129,10 +101,12 @@ class Measurement:
         cpu_s: float,
         busy_s: float,
         memory: Memory,
+        memory_growth_mb: float | None = None,
     ) -> Measurement:
-        """From the sender's and the observer's notes, the node's reports before and after with
-        nothing in hand, the processor time that it and the whole machine took while pairs were
-        sent, and its memory.
+        """Compute the figures.
+
+        before, after: reports of the node with nothing in progress; cpu_s, busy_s: processor time
+        of the node and of the whole machine while pairs were sent; memory: of the node.
         """
         back = [(stamp, arrivals[stamp]) for stamp in sending.stamps_ns if stamp in arrivals]
         sent, received = len(sending.stamps_ns), len(back)
@@ -158,11 +132,12 @@ class Measurement:
             other_percent=round(max(0.0, percent * (busy_s - cpu_s - sending.cpu_s)), 1),
             memory=memory,
             stage_ms={name: round(ms, 3) for name, ms in stage_means(before, after).items()},
+            memory_growth_mb=memory_growth_mb,
         )
 
     @property
     def missed(self) -> float:
-        """Share of the pairs due that did not come back, those that were not even sent included."""
+        """Share of the pairs due, sent or skipped, that did not come back."""
         return 1 - self.received / (self.sent + self.skipped)
 
     @property
@@ -172,8 +147,9 @@ class Measurement:
 
 
 def jitter_ms(published_ns: Sequence[int]) -> float | None:
-    """Mean absolute difference of successive intervals, as ros2_benchmark has it; None for fewer
-    than three times.
+    """Mean absolute difference of successive intervals, as ros2_benchmark defines it.
+
+    None for fewer than three times.
     """
     intervals = [b - a for a, b in zip(published_ns, published_ns[1:])]
     changes = [abs(b - a) for a, b in zip(intervals, intervals[1:])]
@@ -183,8 +159,8 @@ def jitter_ms(published_ns: Sequence[int]) -> float | None:
 def stage_means(before: Report, after: Report) -> dict[str, float]:
     """Mean ms of each stage between two reports.
 
-    The node's means are of all its frames up to a thousand, so those of the frames up to `before`
-    are taken out again; of more than a thousand they have gone by themselves.
+    The node's means are of its latest thousand frames, so the share of the frames up to `before`
+    is subtracted; with more than a thousand frames since, the means hold none of them.
     """
     earlier, now = before.count("fused"), after.count("fused")
     if now > _NODE_SAMPLES or now <= earlier:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""One run: the node as it ships in its own process, its highest rate, then the fixed rates."""
+"""One run: the node in its own process, its highest rate, then the fixed rates."""
 
 from __future__ import annotations
 
@@ -23,30 +23,33 @@ from fusion_ros.commands.benchmark.machine import (
     memory_of,
 )
 from fusion_ros.commands.benchmark.measurement import LEAST_PAIRS, Measurement
-from fusion_ros.commands.benchmark.pairs import Pairs
+from fusion_ros.commands.benchmark.pairs import BenchmarkInput
 from fusion_ros.commands.benchmark.results import Config, Input, Result
 from fusion_ros.commands.benchmark.search import confirm_peak, find_peak
-from fusion_ros.harness.processes import Child, ProcessError, ros_arguments
+from fusion_ros.harness.environment import PROFILE_VARIABLE
+from fusion_ros.harness.processes import Child, ProcessError
+from fusion_ros.harness.rig import Rig
 from fusion_ros.inference.models import model_path
-from fusion_ros.node.fastdds import PROFILE_VARIABLE
-from fusion_ros.node.parameters import Parameters
 from fusion_ros.node.diagnostics import Report
+from fusion_ros.node.parameters import Parameters
 
 __all__ = ["Plan", "label", "run"]
 
 MOST_LOSS = 0.05
 _TRIAL_S, _TRIAL_PAIRS = 5.0, 20
-"""A trial of the search: long enough for one lost pair to be no more than the loss allowed."""
+"""A trial of the search: long enough that one lost pair is no more than the loss allowed."""
 _WARM_HZ, _WARM_PAIRS = 10.0, 5
-_SETTLE_NS = 200_000_000
-"""What was received may still wait to be taken in: a report is judged from so much later."""
 _LONGEST_END_S = 60.0
+_WARM_MEMORY_S = 60.0
+"""Memory may grow for so long: buffers and caches fill."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: fixed rates, Hz, each for `duration_s`; bounds of the highest rate, Hz, or
-    None for no search; how long the node may take to its first fused image, s.
+    """What to measure.
+
+    rates: fixed rates, Hz, each for `duration_s`; search: bounds of the highest rate, Hz, None for
+    no search; start_timeout_s: time limit of the node's first fused image.
     """
 
     rates: tuple[float, ...]
@@ -60,7 +63,7 @@ class Plan:
 
 
 def label(parameters: Parameters) -> str:
-    """What these parameters' results are called, in plots and in the file's name."""
+    """Name of these parameters' results, in plots and in the file's name."""
     if parameters.backend == "null":
         return "null"
     name = Path(parameters.method).stem
@@ -71,17 +74,17 @@ def label(parameters: Parameters) -> str:
 def run(
     parameters: Parameters,
     plan: Plan,
-    pairs: Pairs,
-    load: Load,
+    pairs: BenchmarkInput,
+    rig: Rig,
     folder: Path,
     say: Callable[[str], None],
 ) -> Result:
     """Measure the node with these parameters, and write `folder`/benchmark_<label>.json.
 
-    The file is written anew after each measurement. A node that fails ends the run; what it was
-    stands in `error` of the result, with the end of its log.
+    The file is written after each measurement. A node that fails ends the run; `error` of the
+    result then says how it failed, with the end of its log.
     """
-    return _Run(parameters, plan, pairs, load, folder, say).run()
+    return _Run(parameters, plan, pairs, rig, folder, say).run()
 
 
 class _Run:
@@ -89,12 +92,13 @@ class _Run:
         self,
         parameters: Parameters,
         plan: Plan,
-        pairs: Pairs,
-        load: Load,
+        pairs: BenchmarkInput,
+        rig: Rig,
         folder: Path,
         say: Callable[[str], None],
     ) -> None:
-        self._parameters, self._plan, self._load, self._say = parameters, plan, load, say
+        self._parameters, self._plan, self._rig, self._say = parameters, plan, rig, say
+        self._load = Load(rig, pairs)
         name = label(parameters)
         self._logs = folder / "log"
         self._path = folder / f"benchmark_{name}.json"
@@ -157,21 +161,30 @@ class _Run:
             self._say(f"  more than {MOST_LOSS:.0%} are lost at {low:g} Hz already")
 
     def _at(self, rate: float) -> Measurement:
-        """One rate with a node of its own, so that its means and its memory are of this rate."""
+        """Measure one rate with a new node, so that its means and its memory are of this rate."""
         with self._node(f"{rate:.3g}hz") as node:
             return self._measure(node, rate, self._plan.duration_s, LEAST_PAIRS)
 
     def _measure(self, node: Child, rate: float, seconds: float, least: int) -> Measurement:
-        load = self._load
+        rig = self._rig
         before = self._idle(node)
-        load.arrivals.clear()
+        rig.arrivals.clear()
         cpu_s, busy_s = cpu_seconds(node.pid), busy_seconds()
-        sending = load.send(rate, max(least, round(rate * seconds)))
+        warm_end, warm_mb = time.monotonic() + _WARM_MEMORY_S, 0.0
+
+        def watch() -> None:
+            nonlocal warm_mb
+            if not warm_mb and time.monotonic() > warm_end:
+                warm_mb = memory_of(node.pid).resident_mb
+
+        sending = self._load.send(rate, max(least, round(rate * seconds)), watch)
         cpu_s, busy_s = cpu_seconds(node.pid) - cpu_s, busy_seconds() - busy_s
         after = self._idle(node)
         self._result.engine = after.values["engine"]
+        memory = memory_of(node.pid)
+        growth = round(memory.resident_mb - warm_mb, 1) if warm_mb else None
         measured = Measurement.of(
-            sending, load.arrivals, before, after, cpu_s, busy_s, memory_of(node.pid)
+            sending, rig.arrivals, before, after, cpu_s, busy_s, memory, growth
         )
         latency = measured.latency_ms
         times = f"{latency.p50:.1f} / {latency.p95:.1f} / {latency.p99:.1f} ms" if latency else "-"
@@ -183,46 +196,43 @@ class _Run:
 
     @contextmanager
     def _node(self, name: str) -> Iterator[Child]:
-        """A node that has fused its first images."""
-        load, arguments = self._load, ros_arguments(_node_parameters(self._parameters, self._plan))
-        load.forget()
+        """Start a node and wait until it has fused its first images."""
+        rig = self._rig
+        rig.observer.forget()
         begun_ns, begun = time.time_ns(), time.monotonic()
-        name = f"{self._result.label}_{name}"
-        node = Child(name, "fusion_ros.node.main", self._logs, *arguments)
-        load.alive = node.check
+        node = rig.start(
+            "fuse_node",
+            self._logs,
+            _node_parameters(self._parameters, self._plan),
+            name=f"{self._result.label}_{name}",
+        )
         try:
-            while len(load.arrivals) < _WARM_PAIRS:
+            while len(rig.arrivals) < _WARM_PAIRS:
                 if time.monotonic() > begun + self._plan.start_timeout_s:
                     raise node.error(
-                        f"has fused {len(load.arrivals)} images in its first "
+                        f"has fused {len(rig.arrivals)} images in its first "
                         f"{self._plan.start_timeout_s:g} s; an engine that takes longer to build "
                         "is built by build_engine, or waited for by --start-timeout"
                     )
-                load.send(_WARM_HZ, _WARM_PAIRS)
-            first_ns = min(arrival.published_ns for arrival in load.arrivals.values())
+                self._load.send(_WARM_HZ, _WARM_PAIRS)
+            first_ns = min(arrival.published_ns for arrival in rig.arrivals.values())
             self._result.starts_s.append(round(1e-9 * (first_ns - begun_ns), 3))
             yield node
         finally:
-            load.alive = lambda: None
-            node.stop()
+            rig.stop(node)
 
     def _idle(self, node: Child) -> Report:
-        """The node's report once nothing of what was sent is left to do."""
-        load = self._load
-
-        def idle() -> bool:
-            report = load.report
-            if report is None or report.stamp_ns < load.sent_ns + _SETTLE_NS:
-                return False
-            return not report.count("in_progress")
-
-        if not load.watch(time.monotonic() + _LONGEST_END_S, idle):
-            raise node.error(f"has not finished {_LONGEST_END_S:.0f} s after the last pair")
-        return load.report
+        """Wait for the node's report that no pair is in progress."""
+        try:
+            return self._rig.settle(_LONGEST_END_S, unpaired=True)
+        except TimeoutError:
+            raise node.error(
+                f"has not finished {_LONGEST_END_S:.0f} s after the last pair"
+            ) from None
 
 
 def _node_parameters(parameters: Parameters, plan: Plan) -> dict[str, object]:
-    """What differs from the defaults; at low rates a camera is silent no sooner than it is."""
+    """Parameters that differ from the defaults; at low rates a camera times out later."""
     slowest = min((*plan.rates, *(plan.search or ())))
     parameters = parameters.replace(camera_timeout=max(parameters.camera_timeout, 3 / slowest))
     values = {name: getattr(parameters, name) for name in Parameters.specs()}
@@ -245,7 +255,7 @@ def _config(parameters: Parameters, plan: Plan) -> Config:
     )
 
 
-def _input(pairs: Pairs) -> Input:
+def _input(pairs: BenchmarkInput) -> Input:
     return Input(
         source=pairs.source,
         pairs=len(pairs),

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""The command line `fusion_ros <command> ...`: the list of commands, and how one is run.
+
+To add a command, write a module with
+
+    def parser() -> argparse.ArgumentParser: ...       # imports nothing heavy
+    def run(arguments: argparse.Namespace) -> int: ... # imports what it needs, returns the status
+
+and list it in `COMMANDS`. `run` reports what the user can mend by `CommandError`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from fusion_ros.commands import CommandError
+from fusion_ros.missing import remedy
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its module, its line in the list, and whether it is a ROS node.
+
+    A node's module has `main(args) -> int`, which reads ROS arguments, in place of `parser` and
+    `run`.
+    """
+
+    module: str
+    summary: str
+    node: bool = False
+
+
+COMMANDS = {
+    "demo": Command("fusion_ros.commands.demo", "fuse two simulated cameras and record the result"),
+    "benchmark": Command(
+        "fusion_ros.commands.benchmark", "measure latency, losses and load of the fusion node"
+    ),
+    "build_engine": Command(
+        "fusion_ros.commands.build_engine", "build TensorRT engines ahead of the node's first start"
+    ),
+    "fuse_node": Command("fusion_ros.node.main", "run the fusion node", node=True),
+    "camera_node": Command(
+        "fusion_ros.cameras.camera_node", "run a simulated camera or one from files", node=True
+    ),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; return its exit status.
+
+    0: done; 1: it failed; 2: its arguments cannot be used; 130: interrupted.
+    """
+    try:
+        status = _main(sys.argv[1:] if args is None else args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # `| head` has read enough; Python would write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(args: Sequence[str]) -> int:
+    name, *rest = args or [""]
+    if name in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if name not in COMMANDS:
+        wrong = f"unknown command '{name}': choose one of" if name else "expected one of"
+        print(f"fusion_ros: {wrong} {', '.join(COMMANDS)}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    try:
+        return _run(name, COMMANDS[name], rest)
+    except CommandError as error:
+        print(f"fusion_ros {name}: {error}", file=sys.stderr)
+        return error.status
+    except ImportError as error:
+        if (error.name or "fusion_ros").startswith(("fusion_ros", "fusion_models")):
+            raise  # a fault of ours
+        print(f"fusion_ros {name}: {remedy(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0 if COMMANDS[name].node else 130
+
+
+def _run(name: str, command: Command, args: Sequence[str]) -> int:
+    module = import_module(command.module)
+    if command.node:
+        return module.main(list(args))
+    parser: argparse.ArgumentParser = module.parser()
+    parser.prog = f"fusion_ros {name}"
+    return module.run(parser.parse_args(args))
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fusion_ros <command> [options]",
+            "",
+            "Real-time fusion of thermal and RGB cameras for ROS 2.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`fusion_ros <command> --help` lists a command's options.",
+        ]
+    )
