@@ -43,6 +43,7 @@ TRAIN = [
 TENSORRT = [
     "onnx",
     "cuda-bindings; platform_machine == 'x86_64'",
+    "cuda-bindings<13; platform_machine == 'aarch64'",  # a Jetson with JetPack 6 has CUDA 12
     "tensorrt-rtx-cu13-libs; platform_machine == 'x86_64'",
     "tensorrt-rtx-cu13-bindings; platform_machine == 'x86_64'",
 ]

@@ -183,11 +183,6 @@ class Detector:
         self._feeds: dict[str, np.ndarray] = {}
 
     @property
-    def running(self) -> Engine:
-        """The engine; its `description`, `device` and `backend` name what runs."""
-        return self.engine
-
-    @property
     def converts_on_gpu(self) -> bool:
         """Whether the network converted the latest image itself."""
         return IMAGE in self._feeds

@@ -92,11 +92,6 @@ class Fuser:
         self._feeds: dict[str, np.ndarray] = {}
 
     @property
-    def running(self) -> Engine:
-        """The engine; its `description`, `device` and `backend` name what runs."""
-        return self.engine
-
-    @property
     def converts_on_gpu(self) -> bool:
         """Whether the network converted the latest images itself."""
         return THERMAL_IMAGE in self._feeds

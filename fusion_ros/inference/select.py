@@ -203,8 +203,10 @@ class Selection(Engine):
                 last = error
         self._left.clear()
         failed = failed or self.passed_over
-        if len(failed) == 1 or all(f.whole_backend for f in failed):
-            raise EngineError("; ".join(f.reason for f in failed)) from last
+        # On a machine without a GPU, only the reasons that concern the model are of use.
+        failed = [passed for passed in failed if not passed.whole_backend] or failed
+        if len(failed) == 1:
+            raise EngineError(failed[0].reason) from last
         raise EngineError("nothing runs this model: " + "; ".join(map(str, failed))) from last
 
     def _pass_over(self, candidate: Candidate, error: Exception) -> PassedOver:

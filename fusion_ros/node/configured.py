@@ -128,7 +128,7 @@ class Configured:
         return loaded and not self.worker.alive
 
     def say_what_runs(self, network: Network) -> None:
-        engine = network.fuser.running.description
+        engine = network.fuser.engine.description
         self._node.get_logger().info(f"fusing by {network} on {engine}")
 
     def _frame_failed(self, error: Exception) -> None:

@@ -155,11 +155,11 @@ class Diagnostics:
         detector.
         """
         monitor, pipeline = self._monitor.snapshot(), self._pipeline
-        engine, detector = pipeline.network.fuser.running, pipeline.detector
+        engine, detector = pipeline.network.fuser.engine, pipeline.detector
         values: dict[str, Any] = {
             "method": pipeline.network.method,
             "engine": engine.description,
-            "detector": detector.running.description if detector else "none",
+            "detector": detector.engine.description if detector else "none",
             "size": "{}x{}".format(*pipeline.rgb_size) if pipeline.rgb_size else "unknown",
             "processing_size": pipeline.network.fuser.processing_size,
             "fps": monitor.fps,

@@ -64,9 +64,9 @@ class FuseNode(GuardedNode):
         if self.trigger_configure() != _SUCCESS:
             return False
         pipeline = self.configured.pipeline
-        ready = f"{pipeline.network} on {pipeline.network.fuser.running.description}"
+        ready = f"{pipeline.network} on {pipeline.network.fuser.engine.description}"
         if pipeline.detector is not None:
-            ready += f"; the detector on {pipeline.detector.running.description}"
+            ready += f"; the detector on {pipeline.detector.engine.description}"
         size = "{}x{}".format(*self.configured.parameters.expected_size)
         self.get_logger().info(f"ready for images of {size}: {ready}")
         return True

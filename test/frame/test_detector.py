@@ -41,6 +41,40 @@ def test_overlapping_boxes_are_suppressed_within_a_class_only(detector):
     assert (first.class_id, first.x, first.y, first.width, first.height) == (0, 8, 8, 16, 32)
 
 
+def random_boxes(count=300):
+    rng = np.random.default_rng(1)
+    corners = rng.random((count, 2)) * 56
+    sizes = 8 + rng.random((count, 2)) * 24
+    scores = rng.permutation(np.linspace(0.3, 0.9, count))
+    classes = rng.integers(0, 3, count)
+    return [
+        (int(c), float(s), (x, y, x + w, y + h))
+        for c, s, (x, y), (w, h) in zip(classes, scores, corners, sizes)
+    ]
+
+
+def suppressed(boxes, iou_limit):
+    """Scores that greedy suppression within each class keeps, strongest first."""
+    kept = []
+    for class_id, score, box in sorted(boxes, key=lambda b: -b[1]):
+        same = (np.array(other) for c, _, other in kept if c == class_id)
+        if all(iou(np.array(box), other) <= iou_limit for other in same):
+            kept.append((class_id, score, box))
+    return [(class_id, score) for class_id, score, _ in kept]
+
+
+def test_suppression_is_that_of_the_definition_on_every_opencv(tmp_path, monkeypatch):
+    # OpenCV 4.5, which Ubuntu 22.04 has, lacks this function.
+    monkeypatch.delattr(cv2.dnn, "NMSBoxesBatched", raising=False)
+    boxes = random_boxes()
+    onnx = write_detector_onnx(tmp_path / "boxes.onnx", boxes, names=("a", "b", "c"))
+    found = Detector(load_engine(onnx, "onnxruntime_cpu")).detect(square())
+    expected = suppressed(boxes, 0.45)
+    assert 50 < len(found) < 250
+    assert [d.class_id for d in found] == [class_id for class_id, _ in expected]
+    np.testing.assert_allclose([d.score for d in found], [score for _, score in expected], 1e-6)
+
+
 def test_boxes_come_in_pixels_of_the_image_given(detector):
     wide = np.zeros((240, 640, 3), np.uint8)  # scaled by 1/10 to 64x24, 20 rows of padding above
     last = detector.detect(wide)[-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""The engine cache: built once, never half written, rebuilt when it does not load."""
+"""The engine cache: built once, written as a whole, rebuilt if it does not load."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from support import write_fusion_onnx
 
 from fusion_ros.inference import EngineError
-from fusion_ros.inference.cache import CachedEngine, EngineCache, EngineKey, StaleEngine
+from fusion_ros.inference.cache import (
+    CachedEngine,
+    EngineCache,
+    EngineKey,
+    StaleEngine,
+    model_sha256,
+)
 
 KEY = EngineKey("baffm", "ab" * 32, "TensorRT 10.3.0", "Orin", "8.7", "fp16", 480, 640)
 
@@ -66,11 +74,39 @@ def test_an_engine_is_built_once_and_then_read(cache):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_whatever_changes_in_the_key_needs_another_engine(cache, change):
+def test_each_part_of_the_key_makes_another_engine(cache, change):
     builder = Builder()
     cache.get(KEY, builder, load)
     cache.get(replace(KEY, **change), builder, load)
     assert builder.builds == 2
+
+
+@pytest.mark.parametrize("location", ["model.onnx.data", "parts/weights.bin"])
+def test_the_hash_of_a_model_counts_its_external_data(tmp_path, location):
+    onnx = pytest.importorskip("onnx")
+    path = write_fusion_onnx(tmp_path / "model.onnx", "slow", layers=2)
+    (tmp_path / location).parent.mkdir(exist_ok=True)
+    inside = model_sha256(path)
+    onnx.save(
+        onnx.load(path),
+        path,
+        save_as_external_data=True,
+        location=location,
+        size_threshold=0,
+    )
+    data = tmp_path / location
+    before = model_sha256(path)
+    assert before != inside and model_sha256(path) == before
+    weights = np.frombuffer(data.read_bytes(), np.uint8).copy()
+    weights[0] ^= 1
+    data.write_bytes(weights.tobytes())
+    assert model_sha256(path) != before
+
+
+def test_the_hash_of_a_model_needs_no_external_data(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"\n\x08location\x12\x04nope and \n\x08location\x12\x7f")
+    assert len(model_sha256(path)) == 64
 
 
 @pytest.mark.parametrize(
@@ -85,7 +121,7 @@ def test_whatever_changes_in_the_key_needs_another_engine(cache, change):
     ],
     ids=["empty", "cut", "flipped", "other_key", "no_header", "junk"],
 )
-def test_a_damaged_file_is_built_anew_and_said_so(cache, lines, damage):
+def test_a_damaged_file_is_built_anew_and_logged(cache, lines, damage):
     builder = Builder()
     cache.get(KEY, builder, load)
     path = only_engine(cache)
@@ -119,7 +155,7 @@ def test_a_new_engine_that_does_not_load_is_an_error(cache):
     assert builder.builds == 1
 
 
-def test_what_hinders_an_engine_for_now_is_no_reason_to_build_it_anew(cache):
+def test_an_engine_that_cannot_start_for_now_is_not_built_anew(cache):
     def refuse(engine):
         raise EngineError("out of memory")
 

@@ -281,9 +281,10 @@ def test_a_model_too_new_for_onnxruntime_is_refused_with_both_versions_and_the_r
     model = onnx.load(average)
     model.ir_version = 99
     onnx.save(model, average)
-    with pytest.raises(EngineError, match=r"IR version 99, but onnxruntime \d+\.\d+") as raised:
-        load_engine(average, "onnxruntime_cpu")
-    assert "`pip install --upgrade 'onnxruntime>=1.18'`" in str(raised.value)
+    for backend in ("onnxruntime_cpu", "auto"):
+        with pytest.raises(EngineError, match=r"IR version 99, but onnxruntime \d+\.") as raised:
+            load_engine(average, backend)
+        assert "`pip install --upgrade 'onnxruntime>=1.18'`" in str(raised.value)
 
 
 def test_a_float16_model_on_the_cpu_gives_way_to_the_float32_model(half, monkeypatch):

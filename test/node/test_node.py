@@ -344,8 +344,8 @@ def test_engines_for_the_expected_size_are_built_when_the_node_configures(
     boxes = write_detector_onnx(tmp_path / "boxes.onnx", [(0, 0.9, (8, 8, 24, 40))])
     one = bench(backend="tensorrt", image_size="64x48", detect=True, detector=str(boxes))
     assert one.node.build()
-    assert gpu.built == [("average.onnx", (48, 64)), ("boxes.onnx", (48, 64))]
-    assert "64x48" in one.node.configured.pipeline.network.fuser.running.description
+    assert gpu.built == [("average.onnx", (64, 48)), ("boxes.onnx", (64, 48))]
+    assert "64x48" in one.node.configured.pipeline.network.fuser.engine.description
     one.node.trigger_cleanup()
 
 
