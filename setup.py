@@ -21,6 +21,7 @@ ROS = [
     "ros-rcl-interfaces",
     "ros-sensor-msgs",
     "ros-std-msgs",
+    "PyYAML",
 ]
 TRAIN = [
     "torch",

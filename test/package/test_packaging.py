@@ -29,6 +29,7 @@ ROSDEP_KEYS = {
     "cv2": "python3-opencv",
     "numpy": "python3-numpy",
     "onnxruntime": "python3-onnxruntime-pip",
+    "yaml": "python3-yaml",
 }
 # Used where it is installed, done without where it is not.
 OPTIONAL = {
