@@ -123,9 +123,14 @@ class Configured:
         """
         self._closed = True
         self.worker.stop(timeout)
-        loaded = self.loader.stop(0.1)
+        self.loader.stop(0.1)
         self.outputs.close()
-        return loaded and not self.worker.alive
+        return not self.alive
+
+    @property
+    def alive(self) -> bool:
+        """Whether a thread still runs."""
+        return self.worker.alive or self.loader.alive
 
     def say_what_runs(self, network: Network) -> None:
         engine = network.fuser.engine.description

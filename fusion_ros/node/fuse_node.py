@@ -48,6 +48,7 @@ class FuseNode(GuardedNode):
     def __init__(self, **kwargs: Any) -> None:
         self.configured: Configured | None = None
         self.active: Active | None = None
+        self._unfinished: list[Configured] = []
         self._logged: set[str] = set()
         super().__init__("fuse_node", **kwargs)
         Parameters.declare(self)
@@ -81,7 +82,10 @@ class FuseNode(GuardedNode):
         if active is not None:
             active.close()
         configured, self.configured = self.configured, None
-        return configured is None or configured.close(timeout)
+        if configured is not None and not configured.close(timeout):
+            self._unfinished.append(configured)
+        self._unfinished = [one for one in self._unfinished if one.alive]
+        return not self._unfinished
 
     # --- For its parts --------------------------------------------------------------------------
 

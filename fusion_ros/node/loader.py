@@ -72,14 +72,18 @@ class Loader:
             self.detector_problem = None
         self._worker.submit(parameters)
 
-    def stop(self, timeout: float) -> bool:
-        """End the thread; return whether it ended within `timeout` seconds.
+    def stop(self, timeout: float) -> None:
+        """End the thread, and wait up to `timeout` seconds for that.
 
         A load under way, which may build an engine for minutes, ends by itself later. The closed
         pipeline then frees its result.
         """
         self._worker.stop(timeout)
-        return not self._worker.alive
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._worker.alive
 
     def _load(self, parameters: Parameters) -> None:
         running = self._pipeline.network

@@ -9,7 +9,6 @@ thrown into it. The process ends within `_STOP_S` after the first signal.
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import sys
 import threading
@@ -26,6 +25,7 @@ _STOP_S = 2.0
 _FREE_S = 1.2
 """Of that, how long the node waits for a frame in hand, s."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ENDED = b"\0"
 
 
 def main(args: list[str] | None = None) -> int:
@@ -34,23 +34,26 @@ def main(args: list[str] | None = None) -> int:
     0 after a signal; 1 if a library is missing or parameters or models cannot be used. With
     `build_only`, 130 if a signal ends it before the networks are ready.
     """
-    # Only a queue of this kind may be filled by a signal's handler while the main thread waits.
-    events: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # Python's C code writes a signal's number to the pipe at once, in whichever thread the signal
+    # arrives; waiting for a lock instead could miss it.
+    events, sender = os.pipe()
+    os.set_blocking(sender, False)
+    signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     for number in _SIGNALS:
-        signal.signal(number, lambda number, frame: events.put("signal"))
+        signal.signal(number, lambda number, frame: None)
     process = _Process(args)
     thread = threading.Thread(
-        target=lambda: (process.run(), events.put("ended")), name="node", daemon=True
+        target=lambda: (process.run(), os.write(sender, _ENDED)), name="node", daemon=True
     )
     thread.start()
-    event = events.get()
+    ended = os.read(events, 1) == _ENDED
     # Python restores the default of other handlers at its end, and a late signal would kill it.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     process.stopped.set()
     thread.join(_STOP_S)
     status = process.status
-    if event == "signal":
+    if not ended:
         status = 130 if process.building else 0
     if thread.is_alive() or not process.freed:
         # Python's own end would take libraries away from threads that still use them.

@@ -1,59 +1,103 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Worker: one item at a time, and of those that wait the newest."""
+"""Worker: one item at a time, and of the waiting items the newest."""
 
 from __future__ import annotations
 
 import threading
-import time
+
+import pytest
 
 from fusion_ros.node.worker import Worker
 
+PATIENCE_S = 30
+
 
 class Gate:
-    """A handler that notes its items and is slow on demand."""
+    """A handler that notes its items and waits until it may go on."""
 
     def __init__(self) -> None:
         self.handled: list[int] = []
-        self.started, self.go_on = threading.Event(), threading.Event()
+        self.failures: list[Exception] = []
+        self.started, self.go_on, self.ended = (threading.Event() for _ in range(3))
 
     def __call__(self, item: int) -> None:
         self.started.set()
-        assert self.go_on.wait(5)
+        assert self.go_on.wait(PATIENCE_S)
+        if item < 0:
+            raise ValueError(f"item {item}")
         self.handled.append(item)
 
 
-def test_the_newest_of_the_waiting_items_wins_and_the_others_are_told():
+@pytest.fixture
+def gate():
     gate = Gate()
-    worker = Worker(gate, "test", print)
+    yield gate
+    gate.go_on.set()
+
+
+@pytest.fixture
+def worker(gate):
+    return Worker(gate, "test", gate.failures.append, gate.ended.set)
+
+
+def test_a_new_item_displaces_the_waiting_one(gate, worker):
     assert worker.submit(1) is False
-    assert gate.started.wait(5)
+    assert gate.started.wait(PATIENCE_S)
     assert [worker.submit(item) for item in (2, 3, 4)] == [False, True, True]
     assert worker.pending == 2
     gate.go_on.set()
-    while worker.pending:
-        time.sleep(0.001)
-    assert worker.stop(5) is False
+    assert worker.wait(PATIENCE_S)
+    assert worker.pending == 0
+    assert worker.stop(PATIENCE_S) is False
     assert gate.handled == [1, 4]
 
 
-def test_stopping_ends_the_item_in_hand_and_drops_the_one_that_waits():
-    gate = Gate()
-    worker = Worker(gate, "test", print)
+def test_clear_drops_the_waiting_item_and_leaves_the_one_in_hand(gate, worker):
     worker.submit(1)
-    assert gate.started.wait(5)
+    assert gate.started.wait(PATIENCE_S)
     worker.submit(2)
-    threading.Timer(0.1, gate.go_on.set).start()
-    assert worker.stop(5) is True
+    assert (worker.clear(), worker.clear()) == (True, False)
+    assert worker.wait(0.001) is False
+    gate.go_on.set()
+    assert worker.wait(PATIENCE_S)
     assert gate.handled == [1]
 
 
-def test_a_handler_that_hangs_does_not_keep_stop_from_returning():
-    gate = Gate()
-    worker = Worker(gate, "test", print)
+def test_stop_lets_the_item_in_hand_finish_and_drops_the_waiting_one(gate, worker):
     worker.submit(1)
-    assert gate.started.wait(5)
-    assert worker.stop(timeout=0.05) is False
-    assert worker.alive
+    assert gate.started.wait(PATIENCE_S)
+    worker.submit(2)
     gate.go_on.set()
-    worker.stop(5)
+    assert worker.stop(PATIENCE_S) in (True, False)  # the second may have begun
     assert not worker.alive
+    assert gate.handled[0] == 1
+
+
+def test_stop_returns_while_a_handler_hangs_and_the_end_follows_the_handler(gate, worker):
+    worker.submit(1)
+    assert gate.started.wait(PATIENCE_S)
+    assert worker.stop(timeout=0.01) is False
+    assert worker.alive
+    assert not gate.ended.is_set()
+    gate.go_on.set()
+    assert gate.ended.wait(PATIENCE_S)
+    assert gate.handled == [1]
+
+
+def test_an_exception_costs_its_item_only(gate, worker):
+    gate.go_on.set()
+    worker.submit(-1)
+    assert worker.wait(PATIENCE_S)
+    worker.submit(2)
+    assert worker.wait(PATIENCE_S)
+    assert [str(error) for error in gate.failures] == ["item -1"]
+    assert gate.handled == [2]
+
+
+def test_an_exception_at_the_end_is_reported(gate):
+    def fail() -> None:
+        raise OSError("no device")
+
+    worker = Worker(gate, "test", gate.failures.append, fail)
+    worker.stop(PATIENCE_S)
+    assert [str(error) for error in gate.failures] == ["no device"]
