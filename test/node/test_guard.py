@@ -88,17 +88,26 @@ def test_exceptions_of_events_are_reported(peer):
     assert wait(lambda: ("an event of image", FAILURE) in guarded.failures)
 
 
-def test_a_message_that_cannot_be_decoded_is_reported_and_the_next_one_arrives(peer):
+def test_bytes_that_are_no_message_cost_that_message_only(peer):
     guarded, other, wait = peer
     received: list[str] = []
-    guarded.create_subscription(Image, "image", lambda msg: received.append(msg.encoding), 2)
-    publisher = other.create_publisher(Image, "image", 2)
+    guarded.create_subscription(Image, "image", lambda msg: received.append(msg.encoding), 3)
+    publisher = other.create_publisher(Image, "image", 3)
     assert wait(publisher.get_subscription_count)
     wire = serialize_message(Image(encoding="mono8"))
     publisher.publish(wire[:9])
+    publisher.publish(wire.replace(b"mono8", b"\xff\xfeno8"))  # no UTF-8
     publisher.publish(wire)
-    assert wait(lambda: received == ["mono8"]), (received, guarded.failures)
-    assert [what for what, _ in guarded.failures] == ["taking a message or request"]
+    assert wait(lambda: "mono8" in received)
+
+
+def test_exceptions_in_the_executor_itself_are_reported_and_it_goes_on(peer):
+    guarded, _, wait = peer
+    for number in (1, 2):
+        assert wait(lambda: guarded.executor)
+        guarded.executor.create_task(fail)  # not by way of the node, so nothing guards it
+        failure = ("taking a message or request", FAILURE)
+        assert wait(lambda n=number: guarded.failures.count(failure) == n)
 
 
 def test_a_request_that_fails_is_answered(peer):
