@@ -30,6 +30,8 @@ def remedy(error: ImportError) -> str:
     """One line that says which library could not be imported, why, and how to install it."""
     module = (error.name or "").partition(".")[0]
     problem = " ".join(str(error).split()) or type(error).__name__
-    # A library for another Python version fails in a module of its own.
-    install = _REMEDIES.get(module) or (f"`pip install {module}`" if module else "")
-    return f"{problem}; {install}" if install else problem
+    if not module:
+        return problem
+    # A library that is there but built for another Python fails too: `problem` tells.
+    install = _REMEDIES.get(module, f"`pip install {module}`")
+    return f"{module} cannot be imported ({problem}): {install}"

@@ -18,6 +18,7 @@ from rclpy.parameter import Parameter
 
 from fusion_ros.frame.settings import ParameterError
 from fusion_ros.inference import EngineError
+from fusion_ros.missing import remedy
 from fusion_ros.node import parameters as node_parameters
 from fusion_ros.node.active import Active
 from fusion_ros.node.configured import Configured
@@ -162,8 +163,12 @@ class FuseNode(GuardedNode):
         return super().on_error(state)
 
     def _refuse(self, what: str, error: Exception) -> TransitionCallbackReturn:
-        expected = isinstance(error, (EngineError, ValueError))
-        self.get_logger().error(f"{what}: {error if expected else describe(error)}")
+        if isinstance(error, ImportError):
+            text = remedy(error)
+        else:
+            expected = isinstance(error, (EngineError, ValueError))
+            text = str(error) if expected else describe(error)
+        self.get_logger().error(f"{what}: {text}")
         return _FAILURE
 
     def _close_guarded(self, transition: str) -> None:

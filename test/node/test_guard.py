@@ -81,9 +81,7 @@ def test_exceptions_of_events_are_reported(peer):
     guarded, other, wait = peer
     events = SubscriptionEventCallbacks(incompatible_qos=fail)
     guarded.create_subscription(Image, "image", lambda msg: None, 1, event_callbacks=events)
-    best_effort = rclpy.qos.QoSProfile(
-        depth=1, reliability=rclpy.qos.ReliabilityPolicy.BEST_EFFORT
-    )
+    best_effort = rclpy.qos.QoSProfile(depth=1, reliability=rclpy.qos.ReliabilityPolicy.BEST_EFFORT)
     other.create_publisher(Image, "image", best_effort)
     assert wait(lambda: ("an event of image", FAILURE) in guarded.failures)
 
