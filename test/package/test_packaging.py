@@ -336,3 +336,13 @@ def test_links_into_a_page_lead_to_a_heading():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_each_source_file_opens_with_its_licence_and_its_subject():
+    folders = ("fusion_ros", "fusion_models", "launch", "training", "test")
+    paths = [ROOT / "setup.py", *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
+    for path in paths:
+        text = path.read_text()
+        assert text.startswith("# SPDX-License-Identifier: AGPL-3.0-only\n"), path
+        subject = (ast.get_docstring(ast.parse(text)) or " ").splitlines()
+        assert subject[0].strip() and not "".join(subject[1:2]), path
