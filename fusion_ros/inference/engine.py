@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,13 +89,16 @@ class Engine(ABC):
     backend: 'tensorrt', 'onnxruntime' or 'null'; device: 'CPU', 'CUDA:0 <GPU name>' or 'none';
     precision: 'fp32' or 'fp16', of the arithmetic inside, whatever the inputs and outputs are.
     All three name what runs, not what was asked for. reads_device: whether `run` takes a
-    `DeviceArray` as an input.
+    `DeviceArray` as an input. passed_over, gpu_unused: what would be better and why it does not
+    run, see `Selection`; empty for an engine that was not selected.
     """
 
     backend: str
     device: str
     precision: str
     reads_device = False
+    passed_over: Sequence[object] = ()
+    gpu_unused = ""
 
     def __init__(self, model: ModelSpec) -> None:
         self.model = model

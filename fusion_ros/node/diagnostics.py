@@ -159,6 +159,7 @@ class Diagnostics:
         values: dict[str, Any] = {
             "method": pipeline.network.method,
             "engine": engine.description,
+            "engine_passed_over": "; ".join(map(str, engine.passed_over)) or "none",
             "detector": detector.engine.description if detector else "none",
             "size": "{}x{}".format(*pipeline.rgb_size) if pipeline.rgb_size else "unknown",
             "processing_size": pipeline.network.fuser.processing_size,
@@ -183,11 +184,14 @@ class Diagnostics:
         values.update(dict.fromkeys(counters, 0))
         values.update(monitor.counters)
         recent = [fault.text for fault in monitor.faults if fault.age_s < _RECENT_S]
+        problems = list(recent)
+        if engine.gpu_unused:
+            problems.append(f"the GPU is not used: {engine.gpu_unused}")
         return [
             Status(
                 status_name(self._node, FUSION),
-                Level.WARN if recent else Level.OK,
-                "; ".join(recent) or f"{monitor.fps:.1f} fps by {values['method']}",
+                Level.WARN if problems else Level.OK,
+                "; ".join(problems) or f"{monitor.fps:.1f} fps by {values['method']}",
                 {key: _text(value) for key, value in values.items()},
                 engine.device,
             )
