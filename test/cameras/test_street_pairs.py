@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from fusion_ros.cameras.files import PairFolder
+from fusion_models.pairs import list_pairs, read_luminance
 from fusion_ros.cameras.street import scene
-from fusion_ros.cameras.street.export import export, main
+from fusion_ros.cameras.street.export import contact_sheet, export, main
 from fusion_ros.cameras.street.kinds import BLOCK, CLASSES, KINDS, ORDINARY, render, variant
 from fusion_ros.cameras.street.scene import CLIMATES, CameraModel, Weather
 from fusion_ros.cameras.street.simulated import SimulatedRgb
@@ -159,8 +159,8 @@ def test_an_unknown_kind_names_the_choices():
 def test_exported_pairs_can_be_read_with_boxes_and_masks(tmp_path):
     stems = export(tmp_path, 2, Size(120, 90), ("snow", "night"))
     assert stems == ["snow_00000D", "snow_00001D", "night_00000N", "night_00001N"]
-    pairs = PairFolder(tmp_path)
-    assert sorted(pairs.stems) == sorted(stems)
+    pairs = {thermal.stem: (thermal, visible) for thermal, visible in list_pairs(tmp_path)}
+    assert sorted(pairs) == sorted(stems)
     lines = [json.loads(line) for line in (tmp_path / "objects.jsonl").read_text().splitlines()]
     assert [line["stem"] for line in lines] == stems
     assert (tmp_path / "classes.txt").read_text().split() == list(CLASSES)
@@ -168,8 +168,10 @@ def test_exported_pairs_can_be_read_with_boxes_and_masks(tmp_path):
         expected = render(line["kind"], line["seed"], Size(120, 90))
         masks = cv2.imread(str(tmp_path / f"masks/{stem}.png"), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(masks, expected.masks)
-        assert np.array_equal(pairs.thermal(sorted(stems).index(stem)), expected.thermal)
-        assert np.array_equal(pairs.visible(sorted(stems).index(stem)), expected.visible)
+        thermal, visible = pairs[stem]
+        assert read_luminance(thermal, thermal=True).shape == expected.thermal.shape
+        assert np.array_equal(cv2.imread(str(thermal), cv2.IMREAD_UNCHANGED), expected.thermal)
+        assert np.array_equal(cv2.imread(str(visible), cv2.IMREAD_UNCHANGED), expected.visible)
         boxes = {
             name: (tmp_path / f"boxes/{name}/{stem}.txt").read_text().splitlines()
             for name in ("fusion", "infrared", "visible")
@@ -191,6 +193,15 @@ def test_the_exporter_says_which_argument_cannot_be_used(tmp_path, capsys, argum
     assert main([str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_contact_sheet_shows_two_pairs_of_each_kind_and_variant(tmp_path):
+    arguments = ["--sheet", "--size", "64x48", "--kinds", "noon", "day"]
+    assert main([str(tmp_path / "new"), *arguments]) == 0
+    sheet = cv2.imread(str(tmp_path / "new/sheet.jpg"))
+    assert sheet.shape == (3 * 48, 4 * 64, 3)  # noon has two variants
+    expected = contact_sheet(Size(64, 48), ("noon", "day"))
+    assert np.abs(sheet.astype(int) - expected).mean() < 12  # JPEG
 
 
 def test_the_exporter_writes_the_kinds_it_is_asked_for(tmp_path, capsys):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""The street without what moves: traced once per camera, lit once per condition."""
+"""The still part of the street: traced once per camera, lit once per condition."""
 
 from __future__ import annotations
 
@@ -88,8 +88,9 @@ class _Tracer:
         ]
 
     def plane(self, depth: np.ndarray, inside, normal: tuple, texture) -> None:
-        """Surface at `depth` (h, w) where `inside(x, y, z)`, coloured by `texture(x, y, z)`
-        -> (material, albedo, emission, gloss, kelvin).
+        """Add a surface at `depth` (h, w), in metres, where `inside(x, y, z)` holds.
+
+        `texture(x, y, z)` returns (material, albedo, emission, gloss, kelvin).
         """
         with np.errstate(invalid="ignore", over="ignore"):
             seen = (depth > 0.5) & (depth < self.depth)
@@ -109,6 +110,7 @@ class _Tracer:
             getattr(out, name)[rows, columns] = value
 
     def ground(self) -> None:
+        """Add road, pavements and markings."""
         with np.errstate(divide="ignore"):
             depth = np.where(self.dy < -1e-4, -CAMERA_HEIGHT / self.dy, np.inf)
         depth = np.broadcast_to(depth, self.depth.shape)
@@ -177,6 +179,7 @@ class _Tracer:
         return material, albedo, 0.0, 0.015 * road, kelvin
 
     def building(self, b: Building) -> None:
+        """Add the facade along the street and the one across it."""
         with np.errstate(divide="ignore"):
             face = np.where(self.dx * b.side > 1e-4, b.x / self.dx, np.inf)
         face = np.broadcast_to(face, self.depth.shape)
@@ -285,7 +288,9 @@ class _Tracer:
         curtain = 0.55 + 0.45 * np.clip((cv - 0.9) / 1.6, 0, 1) * (0.8 + 0.2 * np.sin(u * 9))
         open_shop = shop & ~shop_frame & (trade < 0.6)
         goods = 0.55 + 0.45 * self.sample(u, v, 2.9)
-        closed = b.side > 0 and b.z0 < 16  # nobody is lit from behind beside the cameras
+        closed = (
+            b.side > 0 and b.z0 < 16
+        )  # else windows beside the cameras would light persons from behind
         lit, open_shop = lit & (not closed), open_shop & (not closed)
         warm = np.stack(
             [
@@ -369,7 +374,7 @@ class Backdrop:
         self.depth = np.ascontiguousarray(depth[::n, ::n])  # metres along z, (h, w) float32
 
     def release(self) -> None:
-        """Lets go of what only `rgb` and `celsius` need; call it after the last of them."""
+        """Free the arrays that only `rgb` and `celsius` need, after their last call."""
         self._surfaces = self._walls = self._still = None
 
     def sun_share(self, x: float, y: float, z: float, climate: Climate) -> float:
@@ -412,7 +417,7 @@ class Backdrop:
         size = (self.fine.width, self.fine.height)
         items = [(z, "still", facets) for z, facets, _ in self._still if facets is not None]
         items += [(sign.z, "sign", sign) for sign in scene.SIGNS]
-        for z, kind, item in sorted(items, key=lambda entry: -entry[0]):
+        for _, kind, item in sorted(items, key=lambda entry: -entry[0]):
             if kind == "sign":
                 self._paint_sign(picture, item, climate)
                 continue
@@ -476,7 +481,7 @@ class Backdrop:
         )
 
     def _snow(self) -> np.ndarray:
-        """Share of each pixel (h, w) float32 that snow covers: thin in wheel tracks and on paths."""
+        """Snow's share of each pixel (h, w) float32: less in wheel tracks and on paths."""
         s = self._surfaces
         x, y, z = np.moveaxis(s.position, 2, 0)
         n = len(self._noise)

@@ -31,10 +31,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fusion_ros.cameras.street.kinds import BLOCK, CLASSES, KINDS, ORDINARY, Scene, Target, render
+from fusion_ros.cameras.street.kinds import (
+    BLOCK,
+    CLASSES,
+    KINDS,
+    ORDINARY,
+    VARIANTS,
+    Scene,
+    Target,
+    render,
+)
 from fusion_ros.size import Size
 
-__all__ = ["export", "main", "stem_of", "write"]
+__all__ = ["contact_sheet", "export", "main", "stem_of", "write"]
 
 _FOLDERS = ("ir", "vi", "masks", "boxes/fusion", "boxes/infrared", "boxes/visible")
 _FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
@@ -101,6 +110,41 @@ def write(folder: Path, scenes: Iterable[Scene]) -> list[str]:
     return stems
 
 
+def contact_sheet(
+    size: Size = Size(320, 240), kinds: Sequence[str] = KINDS + ORDINARY, seed: int = 0
+) -> np.ndarray:
+    """Two pairs of each kind and variant side by side: thermal and visible with boxes, BGR uint8.
+
+    Boxes are red around objects that only thermal shows, blue around those that only the visible
+    shows, green around those that both show.
+    """
+    first = seed - seed % BLOCK
+    rows = []
+    for kind in kinds:
+        count = len(VARIANTS.get(kind, ("",)))
+        for index in range(count):
+            start = first + index * BLOCK
+            # The second pair of a variant is of another street.
+            pairs = [render(kind, start + shift, size) for shift in (0, count * BLOCK)]
+            rows.append(np.hstack([_labelled(scene) for scene in pairs]))
+    return np.vstack(rows)
+
+
+def _labelled(scene: Scene) -> np.ndarray:
+    thermal, visible = cv2.cvtColor(scene.thermal, cv2.COLOR_GRAY2BGR), scene.visible.copy()
+    for target in scene.targets:
+        left, top, right, bottom = target.box
+        both = target.in_thermal and target.in_visible
+        colour = (0, 200, 0) if both else (40, 40, 255) if target.in_thermal else (255, 120, 0)
+        for picture in (thermal, visible):
+            cv2.rectangle(picture, (left - 1, top - 1), (right, bottom), colour, 1)
+    title = f"{scene.kind} {scene.variant}".strip()
+    cv2.putText(thermal, title, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 3, cv2.LINE_AA)
+    white = (255, 255, 255)
+    cv2.putText(thermal, title, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, white, 1, cv2.LINE_AA)
+    return np.hstack([thermal, visible])
+
+
 def stem_of(scene: Scene) -> str:
     """Name of the pair's files: kind, seed, N or D."""
     night = scene.kind in ("night", "faint") or scene.variant == "headlamps"
@@ -141,8 +185,21 @@ def main(args: list[str] | None = None) -> int:
         default=0,
         help=f"of the first pair; a multiple of {BLOCK} begins with a new street",
     )
+    parser.add_argument(
+        "--sheet",
+        action="store_true",
+        help="write sheet.jpg, an overview of the kinds, instead of pairs",
+    )
     options = parser.parse_args(args)
     try:
+        if options.sheet:
+            path = options.folder / "sheet.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet = contact_sheet(options.size, options.kinds, max(options.seed, 0))
+            if not cv2.imwrite(str(path), sheet, (cv2.IMWRITE_JPEG_QUALITY, 90)):
+                raise OSError(f"cannot write {path}: is there space, and the right to write?")
+            print(f"overview of the kinds in {path}")
+            return 0
         stems = export(options.folder, options.pairs, options.size, options.kinds, options.seed)
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)

@@ -12,8 +12,9 @@ noon   hot road: persons are no warmer than it, or colder, and plain in the visi
 
 The ordinary kinds are `day`, `dusk`, `night` and `smoke`.
 
-A picture is a pure function of kind, seed and size. `BLOCK` seeds in a row look at one street
-through one camera in one light; only persons and vehicles differ. Split data by such blocks.
+A picture is a pure function of kind, seed and size. `BLOCK` seeds in a row have the same street,
+camera and light; only persons and vehicles differ. So training and validation take seeds of
+different blocks, for example from 0 and from 100000 on.
 """
 
 from __future__ import annotations
@@ -258,7 +259,8 @@ def _climate(name: str, which: str, rng: np.random.Generator) -> Climate:
         clouds=base.clouds * float(rng.uniform(0.6, 1.0)),
     )
     if name == "glare":
-        azimuth, elevation = rng.uniform(-0.26, 0.12), rng.uniform(0.04, 0.15)
+        # Between the rows of houses, over the end of the street.
+        azimuth, elevation = rng.uniform(-0.15, 0.03), rng.uniform(0.04, 0.15)
         return replace(climate, sun_direction=(float(azimuth), float(elevation), 0.98))
     if which == "wall":  # a clear, cold morning: walls and clothes are bright, the air is not warm
         cold = -18.0

@@ -54,8 +54,9 @@ def beam_light(x, z, vehicles: tuple[Vehicle, ...]):
 def facet_colours(
     facets: Facets, climate: Climate, sunlit: float, lamp: float, beam: float, lit: float
 ) -> np.ndarray:
-    """Display BGR (M, 3) of facets; `sunlit`, `lamp`, `beam` are the light at their place and
-    `lit` scales their own emission.
+    """Display BGR (M, 3) of facets, 0..255.
+
+    `sunlit`, `lamp`, `beam` are the light at their place; `lit` scales their own emission.
     """
     normal = facets.normal
     ambient = np.array(climate.ambient) * (0.66 + 0.34 * normal[:, 1:2])
@@ -163,7 +164,7 @@ def thermal_sprite(
 
 
 def blend(picture: np.ndarray, sprite: Sprite, depth: np.ndarray) -> None:
-    """Sprite over `picture` in place, where `depth` (of what stands still) is not nearer."""
+    """Draw the sprite into `picture` where no still object is nearer, by `depth` in metres."""
     height, width = sprite.alpha.shape
     area = slice(sprite.top, sprite.top + height), slice(sprite.left, sprite.left + width)
     target, values, alpha = picture[area], sprite.values, sprite.alpha

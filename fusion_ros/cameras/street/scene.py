@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """The street that the simulated cameras look at: a pure function of (seed, time).
 
-Nothing here draws. Two camera processes that agree on the seed and on the time agree on every
-person, vehicle and light, which is what makes their frames a registered pair.
+This module does not draw. Two camera processes with the same seed and time have the same persons,
+vehicles and light, so that their frames are a registered pair.
 
 World frame: metres, x right, y up, z forward, origin on the ground below the cameras. Both
 cameras share one optical centre `CAMERA_HEIGHT` above it and look along +z without rotation, so
@@ -324,6 +324,8 @@ class Building:
 
 @dataclass(frozen=True)
 class Tree:
+    """A tree with its trunk at (x, z); lengths in metres."""
+
     x: float
     z: float
     height: float
@@ -333,6 +335,8 @@ class Tree:
 
 @dataclass(frozen=True)
 class Lamp:
+    """A street lamp with its pole at (x, z); lengths in metres."""
+
     x: float
     z: float
     reach: float  # x of the lamp head minus x of the pole
@@ -392,14 +396,14 @@ _PALETTE = (
 
 @lru_cache(maxsize=4096)
 def _chance(seed: int, name: str, index: int = 0, count: int = 16) -> tuple:
-    """`count` numbers in [0, 1) that depend on nothing but the arguments."""
+    """`count` random numbers in [0, 1), a function of the arguments."""
     key = [seed & 0xFFFFFFFF, zlib.crc32(name.encode()), index & 0xFFFFFFFF]
     return tuple(np.random.default_rng(key).random(count).tolist())
 
 
 @dataclass(frozen=True)
 class Street:
-    """Everything of a seed that does not move."""
+    """The still objects of a seed."""
 
     buildings: tuple
     trees: tuple
@@ -571,7 +575,7 @@ def paint(chance: float) -> tuple:
 
 @dataclass(frozen=True)
 class _Walk:
-    """Route of a walker, walked over and over with another person each time."""
+    """Route of a walker, repeated with another person each time."""
 
     name: str
     start: tuple  # (x, z)
@@ -697,9 +701,9 @@ _WALKS = (
     _Walk("away_next", (2.4, 4.0), (2.8, 34.0), 1.30, 31.0, 10.5),
     _Walk("left_towards", (-11.9, 42.0), (-11.9, 17.0), 1.30, 21.0, -12.0),
     _Walk("left_away", (-12.6, 19.0), (-12.6, 60.0), 1.20, 36.0, -7.0),
-    # Far across the road, before the low sun and the lamps of cars that wait.
-    _Walk("far_crossing_right", (-9.8, 16.5), (2.2, 16.5), 1.35, 12.0, 1.5),
-    _Walk("far_crossing_left", (1.9, 15.4), (-9.8, 15.4), 1.25, 12.0, -4.5),
+    # Across the road farther away: in front of the low sun, and of head lamps at night.
+    _Walk("far_crossing_right", (-9.8, 16.5), (2.2, 16.5), 1.35, 12.0, 7.2),
+    _Walk("far_crossing_left", (1.9, 15.4), (-9.8, 15.4), 1.25, 12.0, -0.8),
 )
 _RIDES = (
     _Ride("riding_away", (0.9, 4.0), (0.2, 17.0), 3.6, 1.0),
@@ -710,7 +714,10 @@ _RIDES = (
 
 @dataclass(frozen=True)
 class _Drive:
-    """Route of a vehicle, driven once a traffic cycle by another vehicle each time."""
+    """Route of a vehicle, driven once a traffic cycle by another vehicle each time.
+
+    A route with a halt waits after `halt_at` metres for `halt_s` seconds.
+    """
 
     name: str
     start: tuple  # (x, z)
@@ -718,11 +725,16 @@ class _Drive:
     speed: float
     offset: float  # start within the cycle, seconds
     kinds: tuple
+    halt_at: float = 0.0
+    halt_s: float = 0.0
 
     def at(self, seed: int, time_s: float) -> Vehicle | None:
         distance = hypot(self.end[0] - self.start[0], self.end[1] - self.start[1])
         turn, within = divmod(time_s - self.offset, CYCLE_S)
         r = _chance(seed, self.name, int(turn))
+        if self.halt_s:
+            arrival = self.halt_at / self.speed
+            within -= min(max(within - arrival, 0.0), self.halt_s)
         travelled = within * self.speed
         if travelled > distance:
             return None
@@ -745,6 +757,8 @@ _CARS = ("hatchback", "sedan", "suv", "sedan", "van")
 _DRIVES = (
     _Drive("oncoming", (-6.3, 100.0), (-6.3, 1.0), 9.0, 4.4, _CARS),
     _Drive("oncoming_second", (-6.3, 100.0), (-6.3, 1.0), 9.0, 7.0, _CARS),
+    # It waits at the line while persons cross, its head lamps towards the cameras.
+    _Drive("oncoming_waits", (-6.3, 100.0), (-6.3, 1.0), 9.0, 12.0, _CARS, 80.5, 10.0),
     _Drive("leaving", (-2.8, 0.0), (-2.8, 100.0), 8.5, 11.4, _CARS),
     _Drive("leaving_second", (-2.8, 0.0), (-2.8, 100.0), 8.5, 13.8, _CARS),
     _Drive("crossing_bus", (-48.0, 33.6), (34.0, 33.6), 8.0, 15.6, ("bus",)),

@@ -175,7 +175,7 @@ def person_facets(person: Person, camera: CameraModel) -> Facets:
     offset = np.stack([-0.30 * ra, -0.12 * ra], axis=1)
     inner = _capsules(ends[:, 0] + offset, ends[:, 1] + offset, 0.55 * ra, 0.55 * rb)
 
-    clothes = 1 - person.insulation  # of the warmth under them, what reaches their outside
+    clothes = 1 - person.insulation  # share of the warmth that reaches the outside of clothes
     material = {
         "trousers": (person.trousers, 0.45 * clothes),
         "shoes": ((0.03, 0.03, 0.03), 0.22 * clothes),
@@ -870,7 +870,9 @@ def vehicle_facets(vehicle: Vehicle, camera: CameraModel) -> Facets | None:
     world = local @ turn + base
     if world[:, 2].max() < 1.5:
         return None
-    world[:, 2] = np.maximum(world[:, 2], 0.3)  # what is beside the camera leaves the picture
+    world[:, 2] = np.maximum(
+        world[:, 2], 0.3
+    )  # points beside the camera go far outside the picture
     pixels = camera.project(world).astype(np.float32)
     if (pixels.max(axis=0) < 0).any() or pixels[:, 0].min() > camera.width:
         return None

@@ -43,7 +43,7 @@ ZERO_CELSIUS = 273.15
 NETD = 0.06  # temporal noise, kelvin
 _BANK_SIGMA = 40.0  # counts; fine enough to be scaled down
 _LIT_LAMPS = 0.3  # head lamps weaker than that light nothing
-_FARTHEST = 75.0  # metres; what is beyond is too small to draw
+_FARTHEST = 75.0  # metres; objects beyond are too small to draw
 
 
 def to_celsius(counts: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def _cross_fade(stills: dict, weather: scene.Weather) -> np.ndarray:
 
 
 def _noise_offset(time_s: float, room: int, salt: int) -> tuple:
-    """Where a frame cuts its noise out of the bank: differs from frame to frame, repeatable."""
+    """Offset into the noise bank: another one for each frame, a function of the arguments."""
     key = round(time_s * 1000) * 2654435761 + salt * 40503
     key = (key ^ (key >> 15)) * 2246822519 & 0xFFFFFFFF
     return (key >> 8) % room, (key >> 20) % room
@@ -179,7 +179,7 @@ class SimulatedRgb:
 
     @property
     def street(self) -> scene.Street:
-        """What of the street stands still."""
+        """The still objects of the street."""
         return self._backdrop.street
 
     def labels(self, now: Moment) -> tuple[np.ndarray, list[Truth]]:
@@ -292,7 +292,7 @@ class SimulatedRgb:
         return np.tile(noise / noise.std(), (2, 2))
 
     def _smoke(self, picture: np.ndarray, time_s: float, climate) -> None:
-        """Drifting smoke: what passes of the street, and the smoke's own light."""
+        """Drifting smoke: it dims the street and adds its own light."""
         w, h = self._small
         w, h = min(w, 255), min(h, 255)
         field = np.zeros((h, w), np.float32)
