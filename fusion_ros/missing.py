@@ -18,7 +18,8 @@ _REMEDIES = {
     "diagnostic_msgs": _SOURCE_ROS,
     "builtin_interfaces": _SOURCE_ROS,
     "onnxruntime": (
-        "`pip install onnxruntime`; on a Jetson, the onnxruntime-gpu wheel for its JetPack"
+        "`pip install 'onnxruntime>=1.18'`, together with 'numpy<2' beside an installed ROS; on a "
+        "Jetson, the onnxruntime-gpu wheel for its JetPack"
     ),
     "cv2": "`apt install python3-opencv` or `pip install opencv-python-headless`",
     "numpy": "`apt install python3-numpy` or `pip install numpy`",

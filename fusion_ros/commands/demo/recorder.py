@@ -246,11 +246,12 @@ def _panel(image: np.ndarray, size: Size, title: str) -> np.ndarray:
 def _open_video(output: Path, image: np.ndarray, rate: float) -> tuple[cv2.VideoWriter, str]:
     # OpenCV often comes without an H.264 encoder and would report it as an error.
     os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    set_log_level = getattr(cv2.utils, "logging", cv2).setLogLevel  # OpenCV 4.5 has it in cv2
+    level = set_log_level(0)
     size = (image.shape[1], image.shape[0])
     path, name = str(output / "fusion.mp4"), "H.264"
     video = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"avc1"), rate, size)
     if not video.isOpened():
         video, name = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), rate, size), "MPEG-4"
-    cv2.utils.logging.setLogLevel(level)
+    set_log_level(level)
     return video, name
