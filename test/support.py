@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""What several tests need: small ONNX models written on the spot, and images to feed them."""
+"""Small ONNX models and images for tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-IR_VERSION, OPSET = 10, 18  # what onnxruntime and TensorRT from 10.3 on can read
+IR_VERSION, OPSET = 10, 18  # read by onnxruntime 1.18 and TensorRT 10.3
 
 
 def write_fusion_onnx(
@@ -29,7 +29,7 @@ def write_fusion_onnx(
     else:
         raise ValueError(kind)
     if kind == "slow":
-        # Convolutions whose result, times 1e-9, is added to the average: no optimiser can skip it.
+        # The result of the convolutions, times 1e-9, is added, so that no optimiser removes them.
         rng, name = np.random.default_rng(0), "mixed"
         for i in range(layers):
             shape = (1 if i == layers - 1 else 32, 32 if i else 1, 3, 3)
@@ -72,7 +72,7 @@ def write_detector_onnx(
             scores = [score if i == class_id else 0 for i in range(len(names))]
             rows.append([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, *scores])
     width = 6 if end_to_end else 4 + len(names)
-    # Padded with empty boxes: seven or more keep the two forms apart.
+    # Padded with empty boxes: from seven on, the two forms have different shapes.
     table = np.zeros((max(len(rows), 8), width), np.float32)
     table[: len(rows)] = np.array(rows, np.float32).reshape(-1, width)
     table = (table if end_to_end else table.T)[None]

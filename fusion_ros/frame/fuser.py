@@ -62,30 +62,26 @@ class Fuser:
         CPU (see `GuidedUpsampler`). 0 for the images' own size.
     convert_on_gpu: False to convert on the CPU even if the network runs on a GPU.
     last_ms: milliseconds of the last `fuse` by stage: 'prepare', 'infer', 'colour', and between
-        the latter two 'upsample' if there is a `processing_size`. On a GPU, conversions are part of
+        the latter two 'upsample' if images may be reduced. On a GPU, conversions are part of
         'infer', and the other stages are copies to and from its buffers.
 
-    Raises EngineError if the engine's model is no fusion model, ValueError for a
+    A model of one fixed size sees larger images reduced to it. Raises EngineError if the engine's
+    model does not meet the contract of `fusion_models.contract`, ValueError for a
     `processing_size` below 0.
     """
 
     def __init__(
         self, engine: Engine, processing_size: int = 0, *, convert_on_gpu: bool = True
     ) -> None:
-        inputs = [spec.name for spec in engine.inputs]
-        outputs = [spec.name for spec in engine.outputs]
-        if sorted(inputs) != [IR, VI] or outputs != [FUSED]:
-            raise EngineError(
-                f"not a fusion model: expected inputs '{IR}' and '{VI}' and output '{FUSED}', "
-                f"got {', '.join(inputs)} and {', '.join(outputs)}"
-            )
+        _check_model(engine)
         if processing_size < 0:
             raise ValueError(
                 f"processing_size is pixels, or 0 for the images' own size, got {processing_size}"
             )
         self.engine = engine
         self.processing_size = processing_size
-        stages = ("prepare", "infer", *(["upsample"] if processing_size else []), "colour")
+        self._may_reduce = bool(processing_size) or None not in engine.inputs[0].shape[-2:]
+        stages = ("prepare", "infer", *(["upsample"] if self._may_reduce else []), "colour")
         self.last_ms: dict[str, float] = dict.fromkeys(stages, 0.0)
         self._convert_on_gpu = convert_on_gpu
         self._allocated: tuple[Size, bool] | None = None
@@ -140,10 +136,9 @@ class Fuser:
 
         None if the network sees them at another size, which only the CPU makes of them.
         """
-        padded = self._network_size(size)
-        too_large = size.width > padded.width or size.height > padded.height
-        if too_large or processed_size(size, self.processing_size) != size:
+        if self._processed_size(size) != size:
             return None
+        padded = self._network_size(size)
         return Form(size, partial(fuse_images, size=size, padded=padded))
 
     def on_device(self) -> DeviceArray | None:
@@ -187,7 +182,7 @@ class Fuser:
     def _time(self, start: float, prepared: float, inferred: float, upsampled: float) -> None:
         self.last_ms["prepare"] = 1e3 * (prepared - start)
         self.last_ms["infer"] = 1e3 * (inferred - prepared)
-        if self.processing_size:
+        if self._may_reduce:
             self.last_ms["upsample"] = 1e3 * (upsampled - inferred)
         self.last_ms["colour"] = 1e3 * (perf_counter() - upsampled)
 
@@ -197,13 +192,20 @@ class Fuser:
         padded = padded_size(size)
         return Size(width or padded.width, height or padded.height)
 
+    def _processed_size(self, size: Size) -> Size:
+        """Return the size at which images of `size` are fused: within the network's own, if any."""
+        small = processed_size(size, self.processing_size)
+        room = self._network_size(small)
+        share = min(room.width / small.width, room.height / small.height)
+        return small if share >= 1 else processed_size(small, max(int(share * max(small)), 1))
+
     def _allocate(self, size: Size, convert_on_gpu: bool) -> None:
         if self._allocated == (size, convert_on_gpu):
             return
         self._allocated = None
-        small = processed_size(size, self.processing_size)
+        small = self._processed_size(size)
         form = self.form(size) if convert_on_gpu else None
-        self._feeds = self.engine.buffers(padded_size(small), form)
+        self._feeds = self.engine.buffers(self._network_size(small), form)
         # The part of the network's inputs and output without padding.
         self._inside = (slice(small.height), slice(small.width))
         self._upsampler = None
@@ -242,6 +244,23 @@ class Fuser:
             return fused
         ir, vi = (self._feeds[name][0, 0][self._inside] for name in (IR, VI))
         return self._upsampler.upsample(fused, ir, vi, self._ir, self._vi, self._fused)
+
+
+def _check_model(engine: Engine) -> None:
+    """Raise EngineError if the model's tensors are not those of the contract."""
+    inputs, outputs = (sorted(s.name for s in specs) for specs in (engine.inputs, engine.outputs))
+    meets = inputs == [IR, VI] and outputs == [FUSED]
+    for spec in (*engine.inputs, *engine.outputs):
+        batch_and_channel = len(spec.shape) == 4 and all(n in (1, None) for n in spec.shape[:2])
+        meets = meets and batch_and_channel and spec.dtype == np.float32
+    if not meets:
+        found = ", ".join(
+            f"{s.name} {s.dtype} {s.shape}" for s in (*engine.inputs, *engine.outputs)
+        )
+        raise EngineError(
+            f"not a fusion model: expected inputs '{IR}' and '{VI}' and output '{FUSED}', all "
+            f"float32 [1, 1, H, W], got {found.replace('None', '?')}"
+        )
 
 
 def _check_pair(thermal: np.ndarray, visible: np.ndarray) -> None:

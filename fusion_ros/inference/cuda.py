@@ -67,20 +67,17 @@ def compute_capability() -> str:
 
 
 def runtime():
-    """Import the CUDA runtime's Python module, of cuda-python 12 or 13.
+    """Import the CUDA runtime's Python module.
 
     Raises UnavailableError with the command that installs it.
     """
     try:
         from cuda.bindings import runtime as module
-    except ImportError:
-        try:
-            from cuda import cudart as module  # cuda-python before 12.6
-        except ImportError as error:
-            raise UnavailableError(
-                "TensorRT needs the Python package cuda-bindings to move images to the GPU, and it "
-                f"is missing: `pip install 'cuda-bindings=={driver_major() or 12}.*'`"
-            ) from error
+    except ImportError as error:
+        raise UnavailableError(
+            "TensorRT needs the Python package cuda-bindings to move images to the GPU, and it is "
+            f"missing: `pip install 'cuda-bindings=={driver_major() or 12}.*'`"
+        ) from error
     return module
 
 

@@ -100,7 +100,7 @@ def test_a_high_iou_keeps_overlapping_boxes(tmp_path):
     assert len(Detector(load_engine(onnx, "onnxruntime_cpu"), iou=0.99).detect(square())) == 4
 
 
-def test_settings_out_of_range_are_told(detector):
+def test_settings_out_of_range_are_refused(detector):
     with pytest.raises(ValueError, match="no class 'dragon': it knows person, car"):
         detector.classes = ["dragon"]
     with pytest.raises(ValueError, match="confidence must lie in 0..1"):
@@ -182,5 +182,7 @@ def test_boxes_agree_with_ultralytics(shared_data):
             assert ours[best].score == pytest.approx(score, abs=0.02)
             compared += 1
         sure = sum(d.score > 0.5 for d in ours)
-        assert abs(sure - (theirs[:, 4] > 0.5).sum()) <= 1  # a score of 0.5 may fall either way
+        assert (
+            abs(sure - (theirs[:, 4] > 0.5).sum()) <= 1
+        )  # a score near 0.5 may lie on either side
     assert compared > 20

@@ -30,7 +30,7 @@ def visible_only(tmp_path_factory):
 
 
 class Recorder(Engine):
-    """Keeps what it was fed and gives back `ir`."""
+    """Keeps its feeds and returns `ir`."""
 
     backend, device, precision, description = "recorder", "CPU", "fp32", "records"
 
@@ -54,7 +54,7 @@ def test_any_size_comes_back_as_the_average_of_the_two_lumas(average, size):
     mean = (ycrcb[..., 0].astype(np.float64) + thermal) / 2
     ycrcb[..., 0] = np.rint(mean)
     expected = cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2BGR)
-    # A half rounds either way, and one step of luma is at most two of a colour.
+    # Halves round up or down, and one level of luma is at most two of a colour.
     assert np.abs(fused.astype(int) - expected).max() <= 2
     assert (fused == expected).mean() > 0.4
 
@@ -73,7 +73,7 @@ def test_padding_is_the_reflection_of_the_image(size):
         np.testing.assert_allclose(engine.fed[name][0, 0], expected, atol=1e-6)
 
 
-def test_colour_is_the_visible_images_own(visible_only):
+def test_colour_is_that_of_the_visible_image(visible_only):
     thermal, _ = pair(640, 480)
     rng = np.random.default_rng(1)
     smooth = cv2.resize(rng.integers(30, 226, (12, 16, 3), np.uint8), (640, 480))
@@ -89,7 +89,7 @@ def test_a_constant_scene_stays_constant_whatever_else_is_in_the_picture(average
     assert (fuser.fuse(thermal, visible)[0, 0] == before).all()
 
 
-def test_luminance_alone_keeps_full_precision(average):
+def test_fused_luminance_has_full_precision(average):
     rng = np.random.default_rng(0)
     ir, vi = rng.random((2, 333, 501), np.float32)
     fused = Fuser(average).fuse_luminance(ir, vi)
@@ -97,7 +97,7 @@ def test_luminance_alone_keeps_full_precision(average):
     np.testing.assert_allclose(fused, (ir + vi) / 2, atol=1e-6)
 
 
-def test_results_without_out_are_the_callers_to_keep(average):
+def test_results_without_out_are_not_overwritten(average):
     fuser = Fuser(average)
     first = fuser.fuse(*pair(seed=0))
     kept = first.copy()
@@ -160,7 +160,7 @@ def test_the_network_sees_the_longer_side_at_the_processing_size(
 
 
 @pytest.mark.parametrize("processing_size", [501, 502, 16384])
-def test_a_processing_size_that_is_no_smaller_changes_not_a_bit(tmp_path, processing_size):
+def test_a_processing_size_above_the_images_size_changes_nothing(tmp_path, processing_size):
     engine = load_engine(write_fusion_onnx(tmp_path / "max.onnx", "max"), "onnxruntime_cpu")
     images = pair(501, 333)
     at_full_size = Fuser(engine)
@@ -172,7 +172,7 @@ def test_a_processing_size_that_is_no_smaller_changes_not_a_bit(tmp_path, proces
 
 
 def blobs(width, height, seed):
-    """Thermal and visible with detail that half the size cannot hold."""
+    """Thermal and visible images with detail that is lost at half the size."""
     return [
         cv2.normalize(cv2.GaussianBlur(image, (0, 0), 1), None, 20, 230, cv2.NORM_MINMAX)
         for image in pair(width, height, seed)
@@ -180,7 +180,7 @@ def blobs(width, height, seed):
 
 
 @pytest.mark.parametrize("size", [(640, 480), (501, 333), (37, 41)])
-def test_fusing_small_gives_nearly_what_fusing_at_full_size_gives(average, size):
+def test_fusing_at_half_the_size_gives_nearly_the_same_image(average, size):
     images = blobs(*size, seed=3)
     full = Fuser(average).fuse(*images).astype(int)
     small = Fuser(average, max(size) // 2).fuse(*images)
@@ -190,7 +190,7 @@ def test_fusing_small_gives_nearly_what_fusing_at_full_size_gives(average, size)
     assert np.abs(small - full).mean() < 0.2 * np.abs(enlarged - full).mean()
 
 
-def test_luminance_alone_is_fused_small_too(average):
+def test_luminance_is_fused_at_the_processing_size_too(average):
     thermal, visible = blobs(640, 480, seed=3)
     visible = cv2.merge([visible[..., 0]] * 3)
     fused = Fuser(average, 320).fuse(thermal, visible)[..., 0]
@@ -254,7 +254,7 @@ def test_visible_views_with_row_padding_are_read_correctly(average):
     assert (fuser.fuse(thermal, padded[:, :64]) == fuser.fuse(thermal, visible)).all()
 
 
-def test_stage_times_are_told(average):
+def test_stage_times_are_kept(average):
     fuser = Fuser(average)
     fuser.warmup((64, 48))
     assert set(fuser.last_ms) == {"prepare", "infer", "colour"}
@@ -274,12 +274,42 @@ def test_stage_times_are_told(average):
         (np.zeros((0, 0), np.uint8), np.zeros((0, 0, 3), np.uint8), "thermal must be"),
     ],
 )
-def test_images_that_do_not_fit_are_told(average, thermal, visible, message):
+def test_images_that_do_not_fit_are_refused(average, thermal, visible, message):
     with pytest.raises(ValueError, match=message):
         Fuser(average).fuse(thermal, visible)
 
 
-def test_a_model_that_fuses_nothing_is_refused(tmp_path):
+def test_a_model_that_is_no_fusion_model_is_refused(tmp_path):
     onnx = write_detector_onnx(tmp_path / "boxes.onnx", [])
     with pytest.raises(EngineError, match="not a fusion model"):
         Fuser(load_engine(onnx, "onnxruntime_cpu"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((1, 3, None, None), np.float32), ((1, None, None), np.float32), (PLANE, np.float16)],
+)
+def test_tensors_of_another_kind_are_refused_with_what_is_expected(shape, dtype):
+    engine = Recorder()
+    spec = TensorSpec("vi", shape, np.dtype(dtype))
+    engine.model = ModelSpec((engine.inputs[0], spec), engine.outputs)
+    with pytest.raises(EngineError, match=r"expected .* float32 \[1, 1, H, W\], got .*vi"):
+        Fuser(engine)
+
+
+@pytest.mark.parametrize("size", [(128, 96), (64, 48), (200, 30)])
+def test_a_model_of_one_size_fuses_larger_images_at_its_size(tmp_path, size):
+    onnx = pytest.importorskip("onnx")
+    path = write_fusion_onnx(tmp_path / "fixed.onnx")
+    model = onnx.load(path)
+    for tensor in (*model.graph.input, *model.graph.output):
+        for dimension, n in zip(tensor.type.tensor_type.shape.dim[2:], (48, 64)):
+            dimension.dim_value = n
+    onnx.save(model, path)
+    fuser = Fuser(load_engine(path, "onnxruntime_cpu"))
+    thermal, visible = blobs(*size, seed=3)
+    fused = fuser.fuse(thermal, visible)
+    average = Fuser(load_engine(write_fusion_onnx(path), "onnxruntime_cpu"))
+    full = average.fuse(thermal, visible)
+    assert np.abs(fused.astype(int) - full).mean() < 3
+    assert "upsample" in fuser.last_ms

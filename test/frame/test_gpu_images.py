@@ -42,7 +42,7 @@ def assert_close(image, expected):
 
 
 @pytest.mark.parametrize("size", [(64, 48), (61, 43)])
-def test_a_pair_goes_up_once_and_the_fused_image_comes_down_once(gpu, fuser, average, size):
+def test_a_pair_is_uploaded_once_and_the_fused_image_downloaded_once(gpu, fuser, average, size):
     for seed in range(2):
         thermal, visible = pair(*size, seed)
         fuser.warmup(size)
@@ -55,7 +55,7 @@ def test_a_pair_goes_up_once_and_the_fused_image_comes_down_once(gpu, fuser, ave
         assert gpu.bytes[DOWN] < visible.nbytes + 256
 
 
-def test_a_new_size_gets_a_network_of_its_own_and_the_old_one_goes(gpu, fuser, average):
+def test_a_new_size_gets_a_network_of_its_own_and_the_old_one_is_freed(gpu, fuser, average):
     for size in ((64, 48), (80, 48), (64, 48)):
         thermal, visible = pair(*size)
         assert_close(fuser.fuse(thermal, visible), on_the_cpu(average, thermal, visible))
@@ -96,7 +96,7 @@ def test_the_detector_reads_the_fused_image_on_the_gpu(gpu, pipeline, tmp_path):
     assert gpu.latest[ACROSS] == fused.tobytes()
 
 
-def test_an_image_that_was_not_fused_goes_up_to_the_detector(gpu, pipeline):
+def test_an_image_that_was_not_fused_is_uploaded_for_the_detector(gpu, pipeline):
     thermal, visible = pair(64, 48)
     pipeline.fuse(thermal, visible)
     passed = pipeline.fuse(None, visible)  # the thermal camera is silent
@@ -110,7 +110,7 @@ def test_a_small_processing_size_is_converted_by_the_cpu(gpu, average, tmp_path)
     fuser.warmup((64, 48))
     assert not fuser.converts_on_gpu and gpu.built == [("average.onnx", Size(32, 32))]
     assert fuser.on_device() is None
-    fuser.warmup((32, 24))  # no larger than that: seen as it is
+    fuser.warmup((32, 24))  # not reduced
     assert fuser.converts_on_gpu
 
 
@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_the_conversion_to_the_cpu(gpu, average, tmp_path, mo
     assert sum("No space left" in line for line in lines) == 1
 
 
-def test_a_model_of_one_size_keeps_it(gpu, average, tmp_path):
+def test_a_model_of_one_size_converts_smaller_images(gpu, average, tmp_path):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(average)
     for tensor in (*model.graph.input, *model.graph.output):
@@ -166,12 +166,12 @@ def test_a_model_of_one_size_keeps_it(gpu, average, tmp_path):
     fuser = Fuser(load_engine(path, "tensorrt", cache_dir=tmp_path))
     assert_close(fuser.fuse(thermal, visible), on_the_cpu(path, thermal, visible))
     assert fuser.converts_on_gpu
-    assert fuser.form(Size(96, 80)) is None, "more than it takes"
+    assert fuser.form(Size(96, 80)) is None, "larger than the model takes"
 
 
 @pytest.fixture
 def cuda_provider(monkeypatch):
-    """Onnxruntime's CUDA provider, played by that of the CPU."""
+    """Let onnxruntime's CPU provider stand for its CUDA provider."""
     real = onnxruntime._session
 
     def session(onnx, provider, *arguments, **settings):
@@ -230,6 +230,16 @@ def test_fp16_is_compared_with_float32_by_fused_images_too(
     fuser.warmup((64, 48))
     assert fuser.engine.precision == precision
     assert precision in fuser.engine.description
+
+
+def test_luminances_and_images_may_take_turns(gpu, fuser, average):
+    ir, vi = np.random.default_rng(0).random((2, 48, 64), np.float32)
+    thermal, visible = pair(64, 48)
+    for _ in range(2):
+        assert_close(fuser.fuse(thermal, visible), on_the_cpu(average, thermal, visible))
+        np.testing.assert_allclose(fuser.fuse_luminance(ir, vi), (ir + vi) / 2, atol=1e-6)
+        assert fuser.on_device() is None
+    assert len(gpu.built) == 2
 
 
 def test_the_cpu_converts_for_a_network_on_the_cpu(average):

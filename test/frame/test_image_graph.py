@@ -26,7 +26,7 @@ def run(model, feeds):
 
 
 def images(width, height, seed=0):
-    """Smooth and noisy parts, all colours, both ends of the range."""
+    """Images with smooth and noisy parts, all colours and both ends of the range."""
     thermal, visible = pair(width, height, seed)
     visible[: height // 2] = np.linspace(0, 255, width * 3).reshape(1, width, 3)
     visible[0], visible[-1], thermal[0], thermal[-1] = 0, 255, 255, 0
@@ -57,7 +57,7 @@ def test_the_shipped_networks_fuse_images_as_the_cpu_does(method):
     path = model_path(method)
     expected = Fuser(load_engine(path, "onnxruntime_cpu")).fuse(thermal, visible).astype(int)
     error = np.abs(fused_in_the_graph(path, thermal, visible) - expected)
-    # The networks see luminance that is not rounded: up to half a level of it, amplified.
+    # The graph does not round luminance: a difference of up to half a level, which is amplified.
     assert error.mean() < 0.6 and np.quantile(error, 0.999) <= 3
 
 
@@ -85,14 +85,14 @@ def test_the_graph_sees_the_image_that_the_cpu_letterboxes(tmp_path, size):
     _, image = pair(*size)
     expected = letterboxed_by_the_cpu(detector, image)
     see = onnx.load(tmp_path / "boxes.onnx")
-    # Gives back what the network is fed.
+    # A network that returns its input.
     del see.graph.node[:], see.graph.initializer[:], see.graph.output[:]
     see.graph.node.append(onnx.helper.make_node("Identity", ["images"], ["output0"]))
     see.graph.output.append(
         onnx.helper.make_tensor_value_info("output0", onnx.TensorProto.FLOAT, [1, 3, 64, 64])
     )
     got = run(detector.form(Size(*size)).rewrite(see), {"camera_image": image[None]})
-    # OpenCV rounds what it resizes, and the places between pixels to 1/2048.
+    # OpenCV rounds resized levels, and positions between pixels to 1/2048.
     assert np.abs(got - expected).max() < 1.5 / 255
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ KEY = EngineKey("baffm", "ab" * 32, "TensorRT 10.3.0", "Orin", "8.7", "fp16", 48
 
 
 class Builder:
-    """Counts its builds; every engine is another one."""
+    """Counts its builds, and makes another engine each time."""
 
     def __init__(self):
         self.builds = 0
@@ -189,25 +189,31 @@ def test_a_folder_that_cannot_be_written_costs_a_build_each_time(tmp_path, lines
     assert any("cannot keep" in line for line in lines)
 
 
-def _slow_build() -> CachedEngine:
-    time.sleep(0.5)
-    return CachedEngine(str(time.monotonic_ns()).encode())
-
-
-def _get(folder: Path, results) -> None:
+def _build_or_wait(folder: Path, waiting, results) -> None:
+    """Have an engine; the build ends only when the other process waits for it."""
     lines: list[str] = []
-    engine = EngineCache(folder, lines.append).get(KEY, _slow_build, load)
-    results.put((engine.data, lines))
+
+    def log(line: str) -> None:
+        lines.append(line)
+        if "waiting for it" in line:
+            waiting.set()
+
+    def build() -> CachedEngine:
+        assert waiting.wait(60)
+        return CachedEngine(os.urandom(8))
+
+    results.put((EngineCache(folder, log).get(KEY, build, load).data, lines))
 
 
 def test_processes_that_start_together_share_one_build(tmp_path):
     context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [context.Process(target=_get, args=(tmp_path, results)) for _ in range(3)]
+    waiting, results = context.Event(), context.Queue()
+    processes = [
+        context.Process(target=_build_or_wait, args=(tmp_path, waiting, results)) for _ in range(2)
+    ]
     for process in processes:
         process.start()
-    answers = [results.get(timeout=20) for _ in processes]
+    (first, _), (second, _) = (results.get(timeout=60) for _ in processes)
     for process in processes:
         process.join()
-    assert len({data for data, _ in answers}) == 1
-    assert sum(any("waiting" in line for line in lines) for _, lines in answers) >= 1
+    assert first == second

@@ -23,7 +23,7 @@ def feeds(height=48, width=64, seed=0):
     return {name: rng.random((1, 1, height, width), np.float32) for name in ("ir", "vi")}
 
 
-def test_cpu_engine_computes_what_the_model_says(average):
+def test_the_cpu_engine_computes_the_model(average):
     engine = load_engine(average, "onnxruntime_cpu", threads=1)
     for seed in (0, 1):  # the second run goes through bound buffers
         pair = feeds(seed=seed)
@@ -31,7 +31,7 @@ def test_cpu_engine_computes_what_the_model_says(average):
         np.testing.assert_allclose(fused, (pair["ir"] + pair["vi"]) / 2, atol=1e-6)
 
 
-def test_one_engine_takes_sizes_that_change(average):
+def test_an_engine_takes_changing_sizes(average):
     engine = load_engine(average, "onnxruntime_cpu", threads=1)
     for size in ((48, 64), (48, 64), (64, 48), (48, 64), (48, 64)):
         pair = feeds(*size)
@@ -70,7 +70,7 @@ def test_an_engine_names_what_runs(average):
 
 
 @needs_no_gpu
-def test_auto_falls_back_to_the_cpu_and_says_why(average):
+def test_auto_falls_back_to_the_cpu_and_logs_why(average):
     lines = []
     engine = load_engine(average, "auto", log=lines.append)
     assert engine.device == "CPU"
@@ -80,7 +80,7 @@ def test_auto_falls_back_to_the_cpu_and_says_why(average):
 
 @needs_no_gpu
 @pytest.mark.parametrize("backend", ["onnxruntime_cuda", "tensorrt"])
-def test_a_named_backend_that_cannot_run_is_an_error_and_no_fallback(average, backend):
+def test_a_named_backend_that_cannot_run_is_an_error(average, backend):
     with pytest.raises(EngineError, match="NVIDIA"):
         load_engine(average, backend)
 

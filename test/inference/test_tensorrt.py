@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""TensorRT: every shipped model builds, without a GPU; what runs on one, against a made-up GPU."""
+"""TensorRT: every shipped model builds, without a GPU; what runs on one, on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def average(tmp_path) -> Path:
     return write_fusion_onnx(tmp_path / "average.onnx")
 
 
-# Building, for real and without a GPU
+# Building, by TensorRT-RTX, without a GPU
 
 
 def lacks_float32_products(path: Path) -> bool:
@@ -66,7 +66,7 @@ def test_the_detector_builds_for_rtx_gpus(rtx, shared_data, target):
 
 
 @pytest.mark.parametrize("onnx", MODELS, ids=lambda path: path.name)
-def test_every_shipped_model_builds_with_images_at_its_ends(rtx, onnx):
+def test_every_shipped_model_builds_in_the_form_that_converts_images(rtx, onnx):
     fuser = Fuser(load_engine(onnx, "onnxruntime_cpu"))
     for size in (Size(640, 480), Size(501, 333)):  # the latter with padding
         with rewritten_file(onnx, fuser.form(size).rewrite) as path:
@@ -74,7 +74,7 @@ def test_every_shipped_model_builds_with_images_at_its_ends(rtx, onnx):
         assert built.layers > 0 and len(built.data) > 1000
 
 
-def test_the_detector_builds_with_images_at_its_end(rtx, shared_data):
+def test_the_detector_builds_in_the_form_that_converts_images(rtx, shared_data):
     onnx = shared_data / "weights/yolov8n_coco.onnx"
     if not onnx.is_file():
         pytest.skip(f"needs the detector {onnx}")
@@ -93,7 +93,7 @@ def test_a_model_with_an_unknown_operator_is_refused_with_its_name(rtx, tmp_path
         tensorrt.build(rtx, tmp_path / "odd.onnx", Size(640, 480), target="8.9")
 
 
-def test_free_sizes_and_unknown_gpus_are_told(rtx, average):
+def test_free_sizes_and_unknown_gpus_are_refused(rtx, average):
     with pytest.raises(EngineError, match="has free dimensions: give the size"):
         tensorrt.build(rtx, average, None, target="8.9")
     with pytest.raises(EngineError, match="cannot build for compute capability 9.0: .*8.9"):
@@ -129,7 +129,7 @@ def test_free_dimensions_take_the_size(shape, filled):
     assert tensorrt.static_shape(shape, Size(640, 480)) == filled
 
 
-# Running, against a made-up GPU
+# Running, on a simulated GPU
 
 
 class Status(IntEnum):
@@ -190,7 +190,7 @@ def test_a_cached_engine_that_does_not_load_is_rebuilt(gpu, average, tmp_path, m
     assert gpu.built == [("average.onnx", Size(64, 48))]
 
 
-def test_a_new_size_is_built_when_it_comes_and_the_oldest_is_let_go(gpu, average, tmp_path):
+def test_a_new_size_is_built_and_the_least_recent_one_is_freed(gpu, average, tmp_path):
     engine = load_engine(average, "tensorrt", cache_dir=tmp_path)
     assert gpu.built == []
     sizes = [Size(64, 32 + 8 * i) for i in range(6)]
@@ -222,7 +222,7 @@ def half(average) -> Path:
     return average
 
 
-def test_fp16_that_is_close_to_float32_is_used(gpu, half, tmp_path):
+def test_a_float16_model_close_to_float32_runs(gpu, half, tmp_path):
     gpu.offset = 1 / 255
     engine = load_engine(half, "tensorrt", Size(64, 48), "fp16", cache_dir=tmp_path)
     assert engine.precision == "fp16"
@@ -230,7 +230,9 @@ def test_fp16_that_is_close_to_float32_is_used(gpu, half, tmp_path):
 
 
 @pytest.mark.parametrize(("offset", "said"), [(3 / 255, "3.0/255"), (np.nan, "nan/255")])
-def test_fp16_that_is_far_from_float32_gives_way_to_it_for_good(gpu, half, tmp_path, offset, said):
+def test_a_float16_model_far_from_float32_is_replaced_by_it_at_each_start(
+    gpu, half, tmp_path, offset, said
+):
     gpu.offset = offset
     lines = []
     for _ in range(2):
@@ -246,7 +248,7 @@ def test_fp16_that_is_far_from_float32_gives_way_to_it_for_good(gpu, half, tmp_p
 
 @pytest.fixture
 def turing(gpu, monkeypatch):
-    """A GPU for which float32 models cannot be built."""
+    """Simulate a GPU for which float32 models cannot be built."""
 
     def build(library, onnx, size, **settings):
         if "fp16" not in onnx.name:
@@ -258,7 +260,7 @@ def turing(gpu, monkeypatch):
     return gpu
 
 
-def test_a_float32_model_that_cannot_be_built_gives_way_to_float16(turing, half, tmp_path):
+def test_a_float32_model_that_cannot_be_built_is_replaced_by_float16(turing, half, tmp_path):
     lines = []
     engine = load_engine(half, "tensorrt", Size(64, 48), cache_dir=tmp_path, log=lines.append)
     assert engine.precision == "fp16"
@@ -271,7 +273,7 @@ def test_a_float32_model_that_cannot_be_built_gives_way_to_float16(turing, half,
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_two_models_of_which_none_will_do_are_an_error(turing, half, tmp_path, precision):
+def test_an_error_is_raised_if_neither_precision_runs(turing, half, tmp_path, precision):
     turing.offset = 1.0
     with pytest.raises(EngineError, match="FP32 GEMM"):
         load_engine(half, "tensorrt", Size(64, 48), precision, cache_dir=tmp_path)
@@ -282,7 +284,7 @@ def test_a_float32_model_without_a_float16_form_is_an_error(turing, average, tmp
         load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
 
 
-def test_what_cannot_be_built_is_not_tried_again_for_each_frame(turing, average, tmp_path):
+def test_a_model_that_cannot_be_built_is_not_built_again_for_each_frame(turing, average, tmp_path):
     fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path))
     errors = set()
     for _ in range(3):
@@ -290,13 +292,13 @@ def test_what_cannot_be_built_is_not_tried_again_for_each_frame(turing, average,
             fuser.fuse(*pair())
         errors.add(raised.value)
     assert len(errors) == 3, "an error that is raised again keeps what each frame held"
-    assert len(turing.built) == 2, "with images at its ends and without"
+    assert len(turing.built) == 2, "in the form that converts images and without"
     with pytest.raises(EngineError):
         fuser.fuse(*pair(80, 48))
     assert len(turing.built) == 4
 
 
-def test_what_is_built_and_does_not_load_is_not_built_for_each_frame(
+def test_an_engine_that_does_not_load_is_not_built_again_for_each_frame(
     gpu, average, tmp_path, monkeypatch
 ):
     def build(library, onnx, size, **settings):
@@ -311,7 +313,7 @@ def test_what_is_built_and_does_not_load_is_not_built_for_each_frame(
     assert len(gpu.built) == 2
 
 
-def test_auto_goes_on_to_onnxruntime_where_tensorrt_cannot_build(turing, average, tmp_path):
+def test_auto_falls_back_to_onnxruntime_if_tensorrt_cannot_build(turing, average, tmp_path):
     lines = []
     fuser = Fuser(load_engine(average, "auto", cache_dir=tmp_path, log=lines.append))
     assert fuser.engine.backend == "tensorrt"
@@ -327,7 +329,7 @@ def test_auto_goes_on_to_onnxruntime_where_tensorrt_cannot_build(turing, average
     assert engine.backend == "onnxruntime"
 
 
-def test_feeds_that_do_not_fit_are_no_reason_for_auto_to_go_on(gpu, average, tmp_path):
+def test_feeds_that_do_not_fit_keep_tensorrt(gpu, average, tmp_path):
     engine = load_engine(average, "auto", cache_dir=tmp_path)
     with pytest.raises(EngineError, match="no feed for input 'vi'"):
         engine.run({"ir": feeds()["ir"]})
@@ -337,9 +339,7 @@ def test_feeds_that_do_not_fit_are_no_reason_for_auto_to_go_on(gpu, average, tmp
     assert engine.backend == "tensorrt" and "TensorRT 10.3.0" in engine.description
 
 
-def test_a_gpu_without_memory_for_now_is_no_reason_to_build_anew(
-    gpu, average, tmp_path, monkeypatch
-):
+def test_a_gpu_that_is_out_of_memory_keeps_the_cached_engine(gpu, average, tmp_path, monkeypatch):
     load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
     monkeypatch.setattr(gpu, "cudaMalloc", lambda size: (Status.cudaErrorMemoryAllocation,))
     gpu.cudaMalloc.__name__ = "cudaMalloc"
@@ -348,7 +348,7 @@ def test_a_gpu_without_memory_for_now_is_no_reason_to_build_anew(
     assert len(gpu.built) == 1
 
 
-def test_a_gpu_that_tensorrt_rtx_does_not_know_is_told(gpu, rtx, average, monkeypatch):
+def test_a_gpu_that_tensorrt_rtx_does_not_know_is_refused(gpu, rtx, average, monkeypatch):
     monkeypatch.setattr(tensorrt, "import_library", lambda: rtx)
     monkeypatch.setattr(cuda, "compute_capability", lambda: "9.0")
     with pytest.raises(EngineError, match="does not run on Made-up GPU .*9.0"):
@@ -385,5 +385,5 @@ def test_a_real_gpu_fuses_images_as_the_cpu_does(tmp_path, backend):
         expected = Fuser(load_engine(onnx, "onnxruntime_cpu")).fuse(thermal, visible)
         for _ in range(2):
             error = np.abs(fuser.fuse(thermal, visible).astype(int) - expected)
-        assert fuser.converts_on_gpu, "converted by the CPU"
+        assert fuser.converts_on_gpu, "the CPU converted the images"
         assert error.mean() < 2, onnx.name
