@@ -223,14 +223,14 @@ class FuseNode(GuardedNode):
             )
             return None
         now = self.configured.parameters
+        parameters = now.replace(**changes)
         for name in changes.keys() & Parameters.static_names():
-            if changes[name] != getattr(now, name):
+            if getattr(parameters, name) != getattr(now, name):
                 raise ParameterError(
                     name,
                     "is read when the node configures: set it after the transition 'cleanup', "
                     "then 'configure' and 'activate'",
                 )
-        parameters = now.replace(**changes)
         self._check_classes(parameters)
         return parameters
 
