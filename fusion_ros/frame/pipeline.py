@@ -15,33 +15,21 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fusion_ros.frame.calibration import Calibration, rotation_between
 from fusion_ros.frame.detector import Detection, Detector, default_detector_path
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.frame.monitor import Monitor
-from fusion_ros.frame.registration import Registration, homography_from_intrinsics
+from fusion_ros.frame.registration import Registration
 from fusion_ros.frame.settings import Settings
 from fusion_ros.frame.thermal import GainControl
 from fusion_ros.inference import DeviceArray, EngineError, load_engine
 from fusion_ros.inference.models import model_path
 from fusion_ros.size import Size
 
-__all__ = ["Intrinsics", "Network", "Pipeline", "load_detector", "load_network"]
+__all__ = ["Network", "Pipeline", "load_detector", "load_network"]
 
-
-@dataclass(frozen=True)
-class Intrinsics:
-    """A camera matrix (nine values, row by row, in pixels) and the image size it is valid for."""
-
-    k: tuple[float, ...]
-    size: Size
-
-    def at(self, size: Size) -> np.ndarray:
-        """The (3, 3) matrix for images of another size, such as binned ones."""
-        matrix = np.array(self.k).reshape(3, 3)
-        if min(self.size) > 0:
-            matrix[0] *= size[0] / self.size[0]
-            matrix[1] *= size[1] / self.size[1]
-        return matrix
+_SAME = 0.1
+"""Thermal pixels by which a calibration may change, as with autofocus, before maps are renewed."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +99,8 @@ class _Setup:
     settings: Settings
     network: Network
     detector: Detector | None = None
-    thermal_camera: Intrinsics | None = None
-    rgb_camera: Intrinsics | None = None
+    thermal_camera: Calibration | None = None
+    rgb_camera: Calibration | None = None
 
 
 class Pipeline:
@@ -134,11 +122,11 @@ class Pipeline:
         self._buffers: dict[str, np.ndarray] = {}
         self._on_device: DeviceArray | None = None
 
-    def change(self, **changes: Settings | Network | Detector | Intrinsics | None) -> None:
+    def change(self, **changes: Settings | Network | Detector | Calibration | None) -> None:
         """Replace parts of the pipeline from the next frame on.
 
         changes: `settings`, `network`, `detector`, `thermal_camera` and `rgb_camera` (an
-            `Intrinsics`, or None for a camera that is not calibrated).
+            `Calibration`, or None for a camera that is not calibrated).
         """
         with self._lock:
             old, self._setup = self._setup, dataclasses.replace(self._setup, **changes)
@@ -259,28 +247,30 @@ class Pipeline:
 
     def _register(self, setup: _Setup, thermal_size: Size, size: Size) -> None:
         """Renew the registration if the calibration or the sizes have changed."""
-        settings = setup.settings
-        if settings.homography or setup.thermal_camera is None or setup.rgb_camera is None:
+        settings, thermal, rgb = setup.settings, setup.thermal_camera, setup.rgb_camera
+        if settings.homography or thermal is None or rgb is None:
             key = (settings.homography,)
         else:
-            key = (setup.thermal_camera, setup.rgb_camera, thermal_size, size)
+            key = (thermal, rgb, thermal_size, size, settings.thermal_rotation)
         if key == self._registered_for:
             return
-        self._registered_for = key
+        before, self._registered_for = self._registered_for, key
         if len(key) == 1:
             self._registration = Registration(settings.homography or None)
             return
         try:
-            self._registration = Registration(
-                homography_from_intrinsics(
-                    setup.thermal_camera.at(thermal_size),
-                    setup.rgb_camera.at(size),
-                    settings.rotation,
-                )
+            registration = Registration.of_lenses(
+                thermal.at(thermal_size),
+                rgb.at(size),
+                rotation_between(thermal, rgb, settings.rotation),
             )
         except ValueError as error:
             self._registration = Registration()
             self.monitor.fault("calibration", f"the cameras' calibration cannot be used: {error}")
+            return
+        same_sizes = before is not None and before[2:4] == key[2:4]
+        if not (same_sizes and _agree(self._registration, registration, thermal_size, size)):
+            self._registration = registration
 
     def _pass_on_warning(self) -> None:
         if self._registration.warning:
@@ -292,3 +282,14 @@ class Pipeline:
         if buffer is None or buffer.shape != shape:
             buffer = self._buffers[name] = np.empty(shape, np.uint8)
         return buffer
+
+
+def _agree(one: Registration, other: Registration, thermal_size: Size, size: Size) -> bool:
+    """Whether two registrations differ by less than `_SAME` in the thermal camera's view."""
+    grid = np.meshgrid(np.linspace(0, size.width - 1, 16), np.linspace(0, size.height - 1, 12))
+    pixels = np.column_stack([axis.ravel() for axis in grid])
+    old, new = one.thermal_pixels(pixels), other.thermal_pixels(pixels)
+    if old is None or new is None or (np.isnan(old) != np.isnan(new)).any():
+        return False
+    inside = ((old > -1) & (old < thermal_size)) | ((new > -1) & (new < thermal_size))
+    return not (np.abs(old - new)[inside.all(axis=1)] >= _SAME).any()

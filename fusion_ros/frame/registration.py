@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Registration: the thermal image moved into the RGB camera's pixels by a homography.
+"""Registration: the thermal image warped into the RGB camera's pixels.
 
-Pixel coordinates are OpenCV's: (x, y), whole numbers at pixel centres. Lens distortion is not
-removed here; feed rectified images where it matters.
+By a homography, or by both cameras' lenses: one map then removes the distortion of the thermal
+image and applies that of the RGB image. Pixel coordinates are OpenCV's: (x, y), whole numbers at
+pixel centres.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import cv2
 import numpy as np
 
 from fusion_ros.frame.border import SoftBorder
+from fusion_ros.frame.calibration import Lens
 from fusion_ros.frame.images import output_buffer
 from fusion_ros.size import Size
 
 __all__ = ["Registration", "homography_from_intrinsics", "parse_homography"]
 
+_GRID = Size(161, 121)
+"""Nodes, across and down, where distorted images are registered exactly."""
 _CACHED_SIZES = 4
 _FEW_PIXELS = 0.01
 
@@ -68,6 +72,12 @@ def homography_from_intrinsics(
     """
     k_thermal = _camera_matrix(k_thermal, "thermal")
     k_rgb = _camera_matrix(k_rgb, "RGB")
+    turn = _rotation(rotation)
+    return parse_homography(k_rgb @ turn @ np.linalg.inv(k_thermal))
+
+
+def _rotation(rotation: Sequence[float] | np.ndarray | None) -> np.ndarray:
+    """The (3, 3) matrix of a rotation between both cameras."""
     turn = np.eye(3) if rotation is None else _nine(rotation, "rotation")
     if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) or np.linalg.det(turn) < 0:
         raise ValueError(
@@ -79,7 +89,7 @@ def homography_from_intrinsics(
             "rotation turns the thermal camera's axis behind the RGB camera: expected both to "
             "look into the same half space; is it between the optical frames (z forward)?"
         )
-    return parse_homography(k_rgb @ turn @ np.linalg.inv(k_thermal))
+    return turn
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,42 @@ class Registration:
         self.homography = None if homography is None else parse_homography(homography)
         self.warning: str | None = None
         self._warps: OrderedDict[tuple[Size, Size], _Warp] = OrderedDict()
+        self._lenses: tuple[Lens, Lens, np.ndarray] | None = None
         self._latest = _Warp()
         self._warned_of: set[str] = set()
+
+    @classmethod
+    def of_lenses(
+        cls, thermal: Lens, rgb: Lens, rotation: Sequence[float] | np.ndarray | None = None
+    ) -> Registration:
+        """Registration of images of two calibrated cameras, with lens distortion if they have any.
+
+        rotation: see `homography_from_intrinsics`, also for the errors.
+        """
+        homography = homography_from_intrinsics(thermal.matrix, rgb.matrix, rotation)
+        if not (thermal.is_distorted or rgb.is_distorted):
+            return cls(homography)
+        registration = cls()
+        registration._lenses = (thermal, rgb, _rotation(rotation))
+        return registration
+
+    def thermal_pixels(self, pixels: np.ndarray) -> np.ndarray | None:
+        """Thermal pixels of RGB pixels, both (N, 2) float64; None without a registration.
+
+        They are NaN for directions that the thermal camera cannot see.
+        """
+        if self._lenses is not None:
+            thermal, rgb, rotation = self._lenses
+            rays = rgb.rays(np.asarray(pixels, np.float64))
+            # Row vectors times R: the inverse rotation, from the RGB to the thermal camera.
+            x, y, z = (np.column_stack((rays, np.ones(len(rays)))) @ rotation).T
+            z[~(z > 0)] = np.nan
+            return thermal.pixels(np.column_stack((x / z, y / z)))
+        if self.homography is None:
+            return None
+        x, y, w = np.linalg.inv(self.homography) @ np.vstack((pixels.T, np.ones(len(pixels))))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.column_stack((x / w, y / w))
 
     def warp(self, thermal: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
         """The thermal image (H, W) uint8 as the RGB camera of `size` (width, height) sees it.
@@ -158,6 +202,9 @@ class Registration:
         return warp
 
     def _build(self, thermal_size: Size, size: Size) -> _Warp:
+        if self._lenses is not None:
+            x, y = self._lens_coordinates(thermal_size, size)
+            return self._warp_to(x, y, thermal_size, size)
         if self.homography is None:
             if thermal_size != size:
                 self._warn(
@@ -172,18 +219,44 @@ class Registration:
         ):
             return _Warp()
         x, y = self._thermal_coordinates(thermal_size, size)
+        return self._warp_to(x, y, thermal_size, size)
+
+    def _warp_to(self, x: np.ndarray, y: np.ndarray, thermal_size: Size, size: Size) -> _Warp:
+        """The warp by the thermal coordinates of each RGB pixel."""
         width, height = thermal_size
-        seen = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+        with np.errstate(invalid="ignore"):
+            seen = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
         coverage = float(seen.mean())
         if coverage < _FEW_PIXELS:
             self._warn(
                 "coverage",
-                f"the homography puts the {thermal_size} thermal image onto "
+                f"the registration puts the {thermal_size} thermal image onto "
                 f"{coverage:.1%} of the {size} RGB image: expected it to map thermal "
                 "pixels to RGB pixels; is it the inverse, or for other image sizes?",
             )
         border = None if seen.all() else SoftBorder(seen)
         return _Warp(_maps(x, y, thermal_size), border, coverage)
+
+    def _lens_coordinates(self, thermal_size: Size, size: Size) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates x and y in the thermal image of each RGB pixel, each (H, W) float64."""
+        thermal, rgb, _ = self._lenses
+        if (thermal_size, size) != (thermal.size, rgb.size):
+            raise ValueError(
+                f"images are {thermal_size} and {size}, expected those of the lenses, "
+                f"{thermal.size} and {rgb.size}"
+            )
+        # On a grid, since rays take long to find; in between distortion is linear to 1/50 pixel.
+        x, y = (np.linspace(0, n - 1, min(n, nodes)) for n, nodes in zip(size, _GRID))
+        nodes = np.stack(np.meshgrid(x, y), axis=-1)
+        grid = self.thermal_pixels(nodes.reshape(-1, 2)).reshape(nodes.shape)
+        down, across = _interpolation(size.height, len(y)), _interpolation(size.width, len(x))
+        nowhere = np.isnan(grid[..., 0])
+        unseen = down @ nowhere @ across.T > 0
+        grid[nowhere] = 0
+        coordinates = [down @ grid[..., axis] @ across.T for axis in (0, 1)]
+        for each in coordinates:
+            each[unseen] = np.nan
+        return coordinates[0], coordinates[1]
 
     def _thermal_coordinates(self, thermal_size: Size, size: Size) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates x and y in the thermal image of each RGB pixel, each (H, W) float64.
@@ -210,6 +283,12 @@ class Registration:
         if cause not in self._warned_of:
             self._warned_of.add(cause)
             self.warning = text
+
+
+def _interpolation(length: int, nodes: int) -> np.ndarray:
+    """The (length, nodes) matrix that interpolates values at equally spaced nodes linearly."""
+    at = np.linspace(0, nodes - 1, length)
+    return np.maximum(1 - np.abs(at[:, np.newaxis] - np.arange(nodes)), 0)
 
 
 def _maps(x: np.ndarray, y: np.ndarray, thermal_size: Size) -> tuple[np.ndarray, np.ndarray]:

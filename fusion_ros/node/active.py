@@ -19,7 +19,7 @@ except ImportError:  # ROS 2 Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
 from fusion_ros.frame import images
-from fusion_ros.frame.pipeline import Intrinsics
+from fusion_ros.frame.calibration import from_camera_info, is_rectified_topic
 from fusion_ros.node.camera import Camera
 from fusion_ros.node.configured import Configured
 from fusion_ros.node.frames import Job
@@ -141,11 +141,11 @@ class Active:
     def on_info(self, camera: Camera, msg: CameraInfo) -> None:
         """Take over a camera's calibration."""
         camera.info = msg
-        # A matrix of zeros says that the camera is not calibrated.
-        intrinsics = Intrinsics(tuple(msg.k), (msg.width, msg.height)) if msg.k[0] > 0 else None
-        if intrinsics != camera.intrinsics:
-            camera.intrinsics = intrinsics
-            self._configured.pipeline.change(**{f"{camera.name}_camera": intrinsics})
+        topic = self._node.resolve_topic_name(camera.image_topic)
+        calibration = from_camera_info(msg, is_rectified_topic(topic))
+        if calibration != camera.calibration:
+            camera.calibration = calibration
+            self._configured.pipeline.change(**{f"{camera.name}_camera": calibration})
         camera.has_info.set()
 
     def on_incompatible_qos(self, camera: Camera, event: Any) -> None:

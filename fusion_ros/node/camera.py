@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusion_ros.frame.pipeline import Intrinsics
+from fusion_ros.frame.calibration import Calibration
 
 __all__ = ["Camera"]
 
@@ -22,7 +22,7 @@ class Camera:
         silent: no image came for longer than the timeout.
         stamp_ns: stamp of the latest usable image.
         info: latest sensor_msgs/CameraInfo.
-        intrinsics: the calibration in `info`; None if the camera is not calibrated.
+        calibration: the one in `info`; None if the camera is not calibrated.
         has_info: set once a CameraInfo has come.
     """
 
@@ -31,7 +31,7 @@ class Camera:
     silent: bool = False
     stamp_ns: int | None = None
     info: Any = None
-    intrinsics: Intrinsics | None = None
+    calibration: Calibration | None = None
     has_info: threading.Event = field(default_factory=threading.Event)
     _overdue: bool = False
 

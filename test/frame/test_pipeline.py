@@ -10,10 +10,13 @@ from support import pair, write_detector_onnx, write_fusion_onnx
 
 from fusion_ros.cameras.street.scene import CameraModel, thermal_to_rgb
 from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal
+from fusion_ros.frame import registration
+from fusion_ros.frame.calibration import Calibration
 from fusion_ros.frame.monitor import Monitor
-from fusion_ros.frame.pipeline import Intrinsics, Network, Pipeline, load_detector, load_network
+from fusion_ros.frame.pipeline import Network, Pipeline, load_detector, load_network
 from fusion_ros.frame.settings import Settings
 from fusion_ros.inference import EngineError
+from fusion_ros.size import Size
 
 GREY = np.full((48, 64, 3), 100, np.uint8)
 
@@ -126,14 +129,18 @@ def test_one_image_alone_passes_or_is_fused_with_black(
 
 def test_calibration_of_both_cameras_registers_them_without_a_warning(average):
     pipeline = make(average)
-    wide = Intrinsics((50.0, 0, 31.5, 0, 50.0, 23.5, 0, 0, 1), (64, 48))
-    narrow = Intrinsics((100.0, 0, 31.5, 0, 100.0, 23.5, 0, 0, 1), (64, 48))
+    wide = Calibration((50.0, 0, 31.5, 0, 50.0, 23.5, 0, 0, 1), (64, 48))
+    narrow = Calibration((100.0, 0, 31.5, 0, 100.0, 23.5, 0, 0, 1), (64, 48))
     pipeline.change(thermal_camera=narrow, rgb_camera=wide)
     fused = pipeline.fuse(np.full((48, 64), 255, np.uint8), np.zeros((48, 64, 3), np.uint8))
     # The thermal camera sees the middle of the RGB image only.
     assert fused[24, 32, 0] > 120
     assert fused[4, 4, 0] == 0
     assert not pipeline.monitor.snapshot().counters
+
+
+def calibration(focal: float) -> Calibration:
+    return Calibration((focal, 0, 31.5, 0, focal, 23.5, 0, 0, 1), Size(64, 48))
 
 
 NARROW = (1.0, 0, 16, 0, 1, 12, 0, 0, 1)
@@ -226,10 +233,44 @@ def test_the_detector_reads_the_finished_image_and_not_one_without_the_border(
     assert read[0][1] is (on_device if from_device else None)
 
 
-def test_calibration_holds_for_binned_images_too():
-    full = Intrinsics((500.0, 0, 320.0, 0, 500.0, 240.0, 0, 0, 1), (640, 480))
-    np.testing.assert_allclose(full.at((320, 240)), [[250, 0, 160], [0, 250, 120], [0, 0, 1]])
-    np.testing.assert_allclose(full.at((640, 480)).ravel(), full.k)
+def test_a_focal_length_that_hardly_changes_costs_no_new_maps(average, monkeypatch):
+    built = []
+    make_maps = registration._maps
+    monkeypatch.setattr(registration, "_maps", lambda *args: built.append(args) or make_maps(*args))
+    pipeline = make(average)
+    thermal = np.zeros((48, 64), np.uint8)
+    pipeline.change(thermal_camera=calibration(100))
+    for focal, builds in ((50, 1), (50.001, 1), (50.1, 1), (50.15, 1), (53, 2), (53, 2)):
+        pipeline.change(rgb_camera=calibration(focal))
+        pipeline.fuse(thermal, GREY)
+        assert len(built) == builds, focal
+    assert not pipeline.monitor.snapshot().counters
+
+
+def test_a_slow_drift_of_the_focal_length_is_followed(average):
+    pipeline = make(average)
+    thermal = np.zeros((48, 64), np.uint8)
+    thermal[:, 60:] = 255
+    pipeline.change(thermal_camera=calibration(100))
+    images = []
+    for step in range(101):
+        pipeline.change(rgb_camera=calibration(50 + 0.1 * step))
+        images.append(pipeline.fuse(thermal, np.zeros_like(GREY)).copy())
+    at_once = make(average)
+    at_once.change(thermal_camera=calibration(100), rgb_camera=calibration(60))
+    expected = at_once.fuse(thermal, np.zeros_like(GREY))
+    assert np.abs(images[0].astype(int) - expected).max() > 50
+    assert np.abs(images[-1].astype(int) - expected).max() < 40
+
+
+def test_a_calibration_of_another_aspect_ratio_is_refused_and_named(average):
+    pipeline = make(average)
+    wide = Calibration((50.0, 0, 31.5, 0, 50.0, 17.5, 0, 0, 1), Size(64, 36))
+    pipeline.change(thermal_camera=calibration(100), rgb_camera=wide)
+    pipeline.fuse(np.zeros((48, 64), np.uint8), GREY)
+    (fault,) = pipeline.monitor.snapshot().faults
+    assert fault.name == "calibration"
+    assert "64x36" in fault.text and "64x48" in fault.text and "aspect ratio" in fault.text
 
 
 def test_different_sizes_without_calibration_are_one_fault(average):
