@@ -13,7 +13,7 @@ Of each kind, `pairs` pairs in one folder:
     boxes/infrared/<stem>.txt   those of them that thermal shows
     boxes/visible/<stem>.txt    those of them that the visible shows
     objects.jsonl               a line each pair: its kind and variant, and of each object the
-                                distance, the share that is not hidden and both contrasts
+                                distance, the share that is not hidden and the contrasts
     classes.txt                 names of the classes, a line each
 
 A stem is kind, seed and N for night or D for day, as in `snow_00012D`.
@@ -174,10 +174,10 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument(
         "--kinds",
         nargs="+",
-        default=KINDS,
+        default=None,
         choices=KINDS + ORDINARY,
         metavar="KIND",
-        help=f"of {', '.join(KINDS + ORDINARY)} (default: {' '.join(KINDS)})",
+        help=f"of {', '.join(KINDS + ORDINARY)} (default: the first four; all for --sheet)",
     )
     parser.add_argument(
         "--seed",
@@ -191,16 +191,17 @@ def main(args: list[str] | None = None) -> int:
         help="write sheet.jpg, an overview of the kinds, instead of pairs",
     )
     options = parser.parse_args(args)
+    kinds = options.kinds or (KINDS + ORDINARY if options.sheet else KINDS)
     try:
         if options.sheet:
             path = options.folder / "sheet.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            sheet = contact_sheet(options.size, options.kinds, max(options.seed, 0))
+            sheet = contact_sheet(options.size, kinds, max(options.seed, 0))
             if not cv2.imwrite(str(path), sheet, (cv2.IMWRITE_JPEG_QUALITY, 90)):
                 raise OSError(f"cannot write {path}: is there space, and the right to write?")
             print(f"overview of the kinds in {path}")
             return 0
-        stems = export(options.folder, options.pairs, options.size, options.kinds, options.seed)
+        stems = export(options.folder, options.pairs, options.size, kinds, options.seed)
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2

@@ -42,7 +42,7 @@ CLASSES = ("person", "bicycle", "car", "bus")
 BLOCK = 5
 VARIANTS = {"glare": ("sun", "headlamps"), "noon": ("road", "wall")}
 CLEAR = 15.0
-"""Grey levels of contrast from which on a camera shows an object."""
+"""Grey levels of contrast from which on a camera shows an object, or a third of it."""
 _LEAST_PIXELS, _LEAST_SHARE = 24, 0.3
 _ATTEMPTS = 6
 _CLASS_OF = {"person": 0, "bicycle": 1, "car": 2, "truck": 2, "bus": 3}
@@ -54,8 +54,11 @@ class Target:
 
     `box` is (left, top, right, bottom) in pixels, right and bottom outside, tight around the
     pixels that show the object. Contrast is the object's mean less that of its surroundings, in
-    grey levels; that of thermal is measured on the picture stretched to its full range, so that
-    a faint one counts as what gain control would make of it.
+    grey levels. `thermal_shown` and `visible_shown` are the largest contrast, without its sign, of
+    the object as a whole and of its upper, middle and lower third, each with what is beside it: a
+    white shirt over dark trousers shows, although both together may have the mean of the
+    surroundings. Thermal is measured on the picture stretched to its full range, so that a faint
+    one counts as what gain control would make of it.
     """
 
     name: str
@@ -65,16 +68,18 @@ class Target:
     distance: float  # metres
     thermal_contrast: float
     visible_contrast: float
+    thermal_shown: float
+    visible_shown: float
 
     @property
     def in_thermal(self) -> bool:
         """Whether the thermal picture shows the object."""
-        return abs(self.thermal_contrast) >= CLEAR
+        return self.thermal_shown >= CLEAR
 
     @property
     def in_visible(self) -> bool:
         """Whether the visible picture shows the object."""
-        return abs(self.visible_contrast) >= CLEAR
+        return self.visible_shown >= CLEAR
 
 
 @dataclass(frozen=True)
@@ -180,14 +185,19 @@ class _View:
                 continue
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+            (thermal_contrast, thermal_shown), (visible_contrast, visible_shown) = _contrasts(
+                (stretched, grey), mask, labels, box
+            )
             target = Target(
                 truth.name,
                 CLASSES[_CLASS_OF[truth.kind]],
                 tuple(map(int, box)),
                 truth.visible,
                 truth.distance,
-                _contrast(stretched, mask, labels, box),
-                _contrast(grey, mask, labels, box),
+                thermal_contrast,
+                visible_contrast,
+                thermal_shown,
+                visible_shown,
             )
             if target.in_thermal or target.in_visible:
                 targets.append(target)
@@ -201,19 +211,32 @@ def _stretched(frame: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((frame - low) * (255 / max(high - low, 1))), 0, 255).astype(np.uint8)
 
 
-def _contrast(picture: np.ndarray, mask: np.ndarray, labels: np.ndarray, box: tuple) -> float:
-    """Mean of the object less the mean of what is around it and no other object, grey levels."""
+def _contrasts(pictures: tuple, mask: np.ndarray, labels: np.ndarray, box: tuple) -> list:
+    """Contrast of the object, and the largest of it and its thirds, for each of the pictures.
+
+    The surroundings are a ring of 0.4 of the object's shorter side, without other objects.
+    """
     reach = max(3, round(0.4 * min(box[2] - box[0], box[3] - box[1])))
-    area = (
-        slice(max(0, box[1] - reach), box[3] + reach),
-        slice(max(0, box[0] - reach), box[2] + reach),
-    )
-    near = cv2.dilate(mask[area].astype(np.uint8), np.ones((2 * reach + 1,) * 2, np.uint8)) > 0
+    top, left = max(0, box[1] - reach), max(0, box[0] - reach)
+    area = slice(top, box[3] + reach), slice(left, box[2] + reach)
+    own, crops = mask[area], [picture[area].astype(np.float32) for picture in pictures]
+    near = cv2.dilate(own.astype(np.uint8), np.ones((2 * reach + 1,) * 2, np.uint8)) > 0
     touched = cv2.dilate((labels[area] > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     ring = near & ~touched
     if not ring.any():
-        return 0.0
-    return float(picture[area][mask[area]].mean() - picture[area][ring].mean())
+        return [(0.0, 0.0)] * len(crops)
+    whole = [float(crop[own].mean() - crop[ring].mean()) for crop in crops]
+    largest = [abs(value) for value in whole]
+    edges = np.linspace(box[1] - top, box[3] - top, 4).round().astype(int)
+    for start, end in zip(edges, edges[1:]):
+        part, beside = own[start:end], ring[start:end]
+        if min(part.sum(), beside.sum()) < _LEAST_PIXELS // 3:
+            continue
+        for index, crop in enumerate(crops):
+            rows = crop[start:end]
+            value = abs(float(rows[part].mean() - rows[beside].mean()))
+            largest[index] = max(largest[index], value)
+    return list(zip(whole, largest))
 
 
 @lru_cache(maxsize=4)
@@ -315,6 +338,10 @@ class _Stage:
             for _ in range(int(rng.integers(3, 6))):
                 self._person(None, (5, 15), zone=(2.0, 4.9), light=True)
             extra = int(rng.integers(0, 3))
+        elif kind == "faint":
+            for _ in range(int(rng.integers(1, 4))):  # where no lamp reaches
+                self._person(None, (4.5, 9.5), zone=(2.4, 4.9))
+            extra = int(rng.integers(2, 6))
         else:
             extra = int(rng.integers(3, 8))
         for _ in range(extra):
