@@ -77,7 +77,7 @@ detector: $(VENV)/.train-$(KEY)
 	@$(PY) training/export_detector.py '$(DETECTOR_MODEL)'
 
 clean:
-	rm -rf build install log dist demo_output benchmark_output *.egg-info .pytest_cache
+	rm -rf build install log dist demo_output benchmark_output *.egg-info .pytest_cache .ruff_cache
 	find fusion_ros fusion_models training test launch -name __pycache__ -exec rm -rf {} +
 
 # --- Environments -----------------------------------------------------------------------------

@@ -320,6 +320,10 @@ def test_the_documents_name_files_that_exist():
         r"`((?:fusion_ros|fusion_models)/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text()
     )
     missing |= {f"CONTRIBUTING.md: {place}" for place in places if not (ROOT / place).exists()}
+    for page in pages:
+        if page.parent.name != "lab":  # the notebooks keep the names of their time
+            scripts = re.findall(r"python (training/\w+\.py)", page.read_text())
+            missing |= {f"{page.name}: {name}" for name in scripts if not (ROOT / name).exists()}
     assert len(places) > 8 and missing == set()
 
 
