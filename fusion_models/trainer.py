@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -196,7 +197,7 @@ class Trainer:
             accelerator=config.accelerator,
             # torchrun sets the number of processes; a plain call uses `devices`.
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", config.devices)),
-            precision=self.precision,
+            **self._precision_setting(),
             strategy="ddp" if int(os.environ.get("WORLD_SIZE", config.devices)) > 1 else "auto",
         )
         self.fabric.launch()
@@ -234,6 +235,13 @@ class Trainer:
         self.validations: list[tuple[int, dict[str, float]]] = []
         if config.resume:
             self._resume()
+
+    def _precision_setting(self) -> dict:
+        on_gpu = self.config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+        if self.precision == "16-mixed" and not on_gpu:
+            # By its name alone Fabric would take bf16 in place of float16 on a CPU.
+            return {"plugins": [MixedPrecision("16-mixed", "cpu")]}
+        return {"precision": self.precision}
 
     def _data(self) -> tuple[CropSampler, LoadedPairs | None]:
         config = self.config

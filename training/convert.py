@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Turns published data sets into the folders that training and evaluation read.
+"""Turn published data sets into the folders that training and evaluation read.
 
     python training/convert.py dataset=msrs source=~/MSRS output=data/msrs
     python training/convert.py dataset=llvip source=~/LLVIP output=data/llvip max_width=640 every=4
     python training/convert.py dataset=roadscene source=~/RoadScene test=test_stems.txt symlink=true
 
-Writes `<output>/<split>/{ir,vi,labels}/<stem>`, as the set is split by its authors:
+Writes `<output>/<split>/{ir,vi,labels,boxes/fusion}/<stem>`, split as by the authors of the set:
     msrs       {train,test}/{ir,vi,Segmentation_labels}/
     llvip      {infrared,visible}/{train,test}/, Annotations/<stem>.xml
     roadscene  cropinfrared/, crop_LR_visible/; no split
@@ -17,34 +17,37 @@ Settings as `key=value`:
     dataset    one of those above
     source     folder of the set, unpacked
     output     folder to write, which must not exist; default data/<dataset>
-    test       for sets without a split: text file with a stem a line, the rest is for training
+    test       for sets without a split: text file with a stem a line; the rest is for training
     symlink    link images that do not change instead of copying them
-    max_width  images wider than this are made smaller (0: never)
+    max_width  make images wider than this smaller (0: never)
     every      take every n-th pair only; neighbours of a video are near-identical
 
-Images are copied as they are unless they change. Labels are PNG of class ids, those of MSRS and
-MFNet: 1 car, 2 person, 3 bike. Where a set has boxes these are filled with the id of their class,
-persons over the rest, other kinds of objects left out. Boxes are written as YOLO text too, one
-`class x y width height` a line (centre and size as shares of the image), for detectors; the classes
-are the lines of `<output>/classes.txt`.
+Images that do not change are copied byte by byte. Labels are PNG of class ids, those of MSRS and
+MFNet: 1 car, 2 person, 3 bike. Where a set has boxes, the boxes are filled with the id of their
+class, persons on top; other kinds of objects are left out. The boxes are also written in YOLO form
+(`class x y width height`, centre and size as shares of the image); the lines of
+`<output>/classes.txt` are their classes. Hidden files are left out, swapped corners of boxes put
+right and counted.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from fusion_models.pairs import EXTENSIONS, DataError
+from fusion_models.boxes import Boxes
+from fusion_models.pairs import EXTENSIONS, DataError, read_class_ids, shorten, visible_files
 from fusion_models.settings import ConfigError, merge_settings
 
 DEFAULTS = {
@@ -62,8 +65,11 @@ BOX_CLASSES = {
     "llvip": ("person",), "m3fd": ("People", "Car", "Bus", "Lamp", "Motorcycle", "Truck"),
 }  # fmt: skip
 """Classes of the boxes of a set in the order of their YOLO ids; those of M3FD as TarDAL's."""
+SYNONYMS = {"people": "person", "pedestrian": "person", "person": "people", "bicycle": "bike"}
+"""Other names of classes that relabelled copies of the sets use."""
 CLASS_IDS = {
-    "car": 1, "bus": 1, "truck": 1, "person": 2, "people": 2, "bike": 3, "motorcycle": 3,
+    "car": 1, "bus": 1, "truck": 1, "person": 2, "people": 2, "pedestrian": 2, "bike": 3,
+    "bicycle": 3, "motorcycle": 3,
 }  # fmt: skip
 
 
@@ -91,12 +97,13 @@ def child(folder: Path, name: str) -> Path:
     exact = folder / name
     same = [p for p in folder.glob("*") if p.name.lower() == name.lower()]
     if not exact.exists() and not same:
-        raise DataError(f"no {name} in {folder}")
+        there = shorten([p.name for p in visible_files(folder)])
+        raise DataError(f"no {name} in {folder}; there is {there or 'nothing'}")
     return exact if exact.exists() else same[0]
 
 
 def by_stem(folder: Path, *endings: str) -> dict[str, Path]:
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings or not endings)
+    files = [p for p in visible_files(folder) if p.suffix.lower() in endings]
     if not files:
         raise DataError(f"no files in {folder}; expected {', '.join(endings)}")
     return {p.stem: p for p in files}
@@ -110,7 +117,7 @@ def pairs(
     if lonely := sorted(set(ir) ^ set(vi)):
         raise DataError(
             f"{ir_folder} and {vi_folder}: {len(lonely)} stems in one of them only: "
-            f"{', '.join(lonely[:8])}{' ...' if len(lonely) > 8 else ''}; unpack the set again"
+            f"{shorten(lonely)}; unpack the set again"
         )
     labels = by_stem(label_folder, ".png", ".xml") if label_folder else {}
     return [Sample(split, ir[stem], vi[stem], labels.get(stem)) for stem in ir]
@@ -198,15 +205,9 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def read_label(path: Path) -> np.ndarray:
-    # OpenCV would turn the class ids of a palette image into colours.
-    with Image.open(path) as label:
-        return np.array(label)
-
-
 @dataclass(frozen=True)
 class Box:
-    """A box of an annotation: its class in lower case, and its edges in pixels, all inside it."""
+    """A box of an annotation: its class in lower case, and its edges, pixels that belong to it."""
 
     name: str
     left: int
@@ -215,16 +216,31 @@ class Box:
     bottom: int
 
 
-def read_boxes(path: Path, height: int, width: int) -> list[Box]:
-    """The boxes in a Pascal VOC file, clipped to the image; those wholly outside are left out."""
+def read_boxes(path: Path, height: int, width: int, faults: Counter) -> list[Box]:
+    """The boxes in a Pascal VOC file, clipped to the image.
+
+    Swapped corners are put right; boxes outside the image or without area are left out. Both are
+    counted in `faults`.
+
+    Raises:
+        DataError: the file is no Pascal VOC annotation.
+    """
     boxes = []
     try:
-        for thing in ElementTree.parse(path).getroot().iter("object"):
+        root = ElementTree.fromstring(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        for thing in root.iter("object"):
             box = thing.find("bndbox")
-            left, top, right, bottom = (
+            x1, y1, x2, y2 = (
                 round(float(box.findtext(key))) for key in ("xmin", "ymin", "xmax", "ymax")
             )
-            if left < width and top < height and right >= 0 and bottom >= 0:
+            faults["boxes with swapped corners, put right"] += x1 > x2 or y1 > y2
+            left, right = sorted((x1, x2))
+            top, bottom = sorted((y1, y2))
+            if left == right or top == bottom:
+                faults["boxes without area, left out"] += 1
+            elif left >= width or top >= height or right < 0 or bottom < 0:
+                faults["boxes outside the image, left out"] += 1
+            else:
                 clipped = max(left, 0), max(top, 0), min(right, width - 1), min(bottom, height - 1)
                 boxes.append(Box(thing.findtext("name", "").strip().lower(), *clipped))
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
@@ -243,25 +259,33 @@ def draw_boxes(boxes: list[Box], height: int, width: int) -> np.ndarray:
     return label
 
 
-def yolo_text(boxes: list[Box], classes: tuple[str, ...], height: int, width: int) -> str:
+def as_yolo(boxes: list[Box], classes: tuple[str, ...], height: int, width: int) -> str:
     """A line of YOLO text for each box; DataError for a class that is not among `classes`."""
     ids = {name.lower(): i for i, name in enumerate(classes)}
-    lines = []
-    for box in boxes:
-        if box.name not in ids:
-            raise DataError(f"class '{box.name}'; expected {', '.join(classes)}")
-        # The last pixel belongs to the box, so its edge is one further.
-        x0, x1, y0, y1 = box.left, box.right + 1, box.top, box.bottom + 1
-        place = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
-        lines.append(" ".join([str(ids[box.name]), *(f"{v:.6f}" for v in place)]) + "\n")
-    return "".join(lines)
+    ids |= {
+        other: ids[name] for other, name in SYNONYMS.items() if name in ids and other not in ids
+    }
+    if unknown := [box.name for box in boxes if box.name not in ids]:
+        raise DataError(f"class '{unknown[0]}'; expected {', '.join(classes)}")
+    # The last pixel belongs to the box, so its edge is one further.
+    edges = [(box.left, box.top, box.right + 1, box.bottom + 1) for box in boxes]
+    corners = np.array(edges, float).reshape(-1, 4) / (width, height, width, height)
+    return Boxes(np.array([ids[box.name] for box in boxes], np.int64), corners).as_yolo()
 
 
 def convert(
     sample: Sample, folder: Path, max_width: int, symlink: bool = False,
-    classes: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (), faults: Counter | None = None,
 ) -> bool:  # fmt: skip
-    """Writes one pair below `<folder>/<split>`; whether it has a label. DataError if it is bad."""
+    """Write one pair below `<folder>/<split>`; return whether it has a label.
+
+    Args:
+        classes: of the boxes, in the order of their YOLO ids.
+        faults: counts what was wrong with boxes and could be mended.
+    Raises:
+        DataError: an image, a label or an annotation is not as this set has them.
+    """
+    faults = Counter() if faults is None else faults
     ir, vi = read_image(sample.ir), read_image(sample.vi)
     copied = sample.ir != sample.vi
     if not copied:
@@ -277,16 +301,16 @@ def convert(
     place = folder / sample.split
     label = None
     if sample.label and sample.label.suffix.lower() == ".xml":
-        boxes = read_boxes(sample.label, height, width)
+        boxes = read_boxes(sample.label, height, width, faults)
         label = draw_boxes(boxes, height, width)
         try:
-            text = yolo_text(boxes, classes, height, width)
+            text = as_yolo(boxes, classes, height, width)
         except DataError as error:
             raise DataError(f"{sample.label}: {error}") from None
-        (place / "labels").mkdir(parents=True, exist_ok=True)
-        (place / "labels" / f"{sample.stem}.txt").write_text(text)
+        (place / "boxes" / "fusion").mkdir(parents=True, exist_ok=True)
+        (place / "boxes" / "fusion" / f"{sample.stem}.txt").write_text(text)
     elif sample.label:
-        label = read_label(sample.label)
+        label = read_class_ids(sample.label)
         if label.shape != (height, width):
             raise DataError(
                 f"{sample.label}: {label.shape}, expected one channel of {(height, width)}"
@@ -350,8 +374,9 @@ def main(arguments: list[str]) -> int:
         shutil.rmtree(partial, ignore_errors=True)
         classes = BOX_CLASSES.get(config.dataset, ())
         counts: dict[str, list[bool]] = {}
+        faults: Counter = Counter()
         for sample in tqdm(samples[:: config.every], desc=config.dataset, leave=False):
-            labelled = convert(sample, partial, config.max_width, config.symlink, classes)
+            labelled = convert(sample, partial, config.max_width, config.symlink, classes, faults)
             counts.setdefault(sample.split, []).append(labelled)
         if any(sample.label for sample in samples) and classes:
             (partial / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
@@ -361,6 +386,9 @@ def main(arguments: list[str]) -> int:
         return 2
     for split, labelled in counts.items():
         print(f"{output / split}: {len(labelled)} pairs, {sum(labelled)} with labels")
+    for fault, count in faults.items():
+        if count:
+            print(f"{count} {fault}")
     return 0
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Trains every method one after another, exports each, and evaluates them side by side.
+"""Train all methods one after another, export each, and evaluate them side by side.
 
     python training/train_all.py data=../shared/data output=runs/full max_steps=20000 \
-        batch_size=16 crop=256 precision=bf16-mixed
+        batch_size=16 crop=256
 
-`methods=baffm,caf` chooses some; all other `key=value` settings go to `train.py` unchanged. A method
-whose run has finished is not trained again and one that was interrupted goes on, so the same command
-can be repeated until all is done. Weights are written to `<output>/weights`, not into the package.
+`methods=baffm,caf` chooses some methods, `output=` the folder; all other `key=value` settings go to
+`train.py` unchanged. Repeat the command until all is done: finished runs are not trained again and
+interrupted ones continue. The weights go to `<output>/weights`, not into the package.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def run(script: str, *arguments: str) -> int:
-    """Runs a script of this folder with the same Python; its output goes through."""
+    """Run a script of this folder with the same Python; return its exit status."""
     print(f"== {script} {' '.join(arguments)}", flush=True)
     return subprocess.run([sys.executable, str(HERE / script), *arguments]).returncode
 
@@ -45,7 +45,9 @@ def main(arguments: list[str]) -> int:
         methods = given.get("methods", "") or ",".join(list_models())
         unknown = sorted(set(methods.split(",")) - set(list_models()))
         if unknown:
-            raise ConfigError(f"unknown methods {unknown}: choose from {', '.join(list_models())}")
+            raise ConfigError(
+                f"unknown methods {', '.join(unknown)}: choose from {', '.join(list_models())}"
+            )
     except ConfigError as error:
         print(f"train_all.py: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,8 @@ for module in ("torch", "omegaconf", "tqdm"):
 from PIL import Image  # noqa: E402
 from support_training import load  # noqa: E402
 
-from fusion_models.pairs import read_luminance  # noqa: E402
+from fusion_models.boxes import read_boxes  # noqa: E402
+from fusion_models.pairs import PairSet, list_pairs, read_luminance  # noqa: E402
 from training.convert import main  # noqa: E402
 
 SIZE = (36, 48)
@@ -153,13 +154,47 @@ def test_a_person_in_a_car_is_a_person_and_a_lamp_is_nothing(convert):
 
 def test_boxes_are_yolo_text_too(convert):
     output = convert(m3fd)
-    lines = (output / "train/labels/00000.txt").read_text().splitlines()
+    lines = (output / "train/boxes/fusion/00000.txt").read_text().splitlines()
     assert lines == [
         "0 0.187500 0.180556 0.125000 0.138889",  # columns 6 to 11 of 48, rows 4 to 8 of 36
         "1 0.218750 0.291667 0.437500 0.583333",  # clipped at the left
         "3 0.916667 0.138889 0.166667 0.277778",
     ]  # the bus is outside
     assert (output / "classes.txt").read_text().split()[:4] == ["People", "Car", "Bus", "Lamp"]
+
+
+def test_converted_boxes_are_read_with_the_classes_of_their_set(convert):
+    root = convert(m3fd) / "train"
+    pairs = PairSet("m3fd/train", root, tuple(list_pairs(root)))
+    boxes, report = read_boxes(pairs)
+    assert len(boxes) == 3 and report.objects == {"people": 3, "car": 3, "lamp": 3}
+
+
+def test_bad_boxes_are_put_right_or_left_out_and_counted(convert, tmp_path, capsys):
+    (tmp_path / "published").mkdir()
+    llvip(tmp_path / "published")
+    path = tmp_path / "published/Annotations/010001.xml"
+    write_boxes(
+        path, ("person", 30, 20, 10, 10), ("person", 20, 8, 20, 12), ("Person ", 90, 0, 95, 9),
+        ("people", -3, 5, 90, 30),
+    )  # fmt: skip
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # byte order mark
+    output = convert(llvip)
+    rows = (output / "train/boxes/fusion/010001.txt").read_text().splitlines()
+    sizes = [tuple(map(float, row.split()[3:])) for row in rows]
+    assert len(sizes) == 2 and all(0 < w <= 1 and 0 < h <= 1 for w, h in sizes)
+    said = capsys.readouterr().out
+    assert "1 boxes with swapped corners, put right" in said
+    assert "1 boxes without area, left out" in said and "1 boxes outside the image" in said
+
+
+def test_hidden_files_and_other_files_are_no_part_of_a_set(convert, tmp_path):
+    (tmp_path / "published").mkdir()
+    m3fd(tmp_path / "published")
+    for name in ("Ir/._00000.png", "Vis/._00001.png", "Annotation/._00000.xml", "Ir/Thumbs.db"):
+        (tmp_path / "published" / name).write_bytes(b"\0\5\26\7")
+    (tmp_path / "published/Annotation/classes.txt").write_text("People\n")
+    assert stems(convert(m3fd) / "train/ir") == ["00000", "00001", "00002"]
 
 
 def test_a_class_that_the_set_should_not_have_is_named(convert, tmp_path, capsys):
@@ -259,7 +294,7 @@ def remove_test(root):
 @pytest.mark.parametrize(("harm", "told"), [
     (break_size, "00001D: thermal is 20x20, visible 48x36"),
     (break_image, "00003N.png cannot be read as an image"),
-    (break_label, "expected one channel of (36, 48)"),
+    (break_label, "RGB image; expected one channel"),
     (remove_vi, "1 stems in one of them only: 00003N"),
     (remove_test, "no test in"),
     (remove_test, "published/{train,test}/{ir,vi,Segmentation_labels}/*.png"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,14 @@ torch = pytest.importorskip("torch", reason="training needs torch: pip install .
 for module in ("kornia", "lightning_fabric", "omegaconf", "safetensors"):
     pytest.importorskip(module, reason=f"training needs {module}: pip install .[train]")
 
+from PIL import Image  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from support_training import load, tiny, write_pairs  # noqa: E402
 
-from fusion_models import create_objective, list_models  # noqa: E402
+from fusion_models import create_objective, hardware, list_models  # noqa: E402
 from fusion_models.data import CropSampler  # noqa: E402
+from fusion_models.files import write_text  # noqa: E402
+from fusion_models.hardware import choose_precision  # noqa: E402
 from fusion_models.pairs import DataError  # noqa: E402
 from fusion_models.trainer import (  # noqa: E402
     ConfigError,
@@ -176,6 +181,118 @@ def test_resuming_continues_the_step_count_and_ends_where_an_unbroken_run_ends(
     assert resumed.step == 4
     for key, value in whole.average.items():
         assert torch.allclose(value.float(), resumed.average[key].float(), atol=1e-5), key
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("where", ["_validate_now", "_save_average", "_write_run"])
+def test_a_run_that_is_killed_after_its_last_step_is_completed(where, pairs, tmp_path, monkeypatch):
+    def kill(*arguments):
+        raise Killed
+
+    settings = tiny(pairs, tmp_path, method="caf", validation=str(pairs), save_every=100)
+    broken = Trainer(settings)
+    last_save = broken.save
+    broken.save = lambda: [last_save(), monkeypatch.setattr(broken, where, kill)]
+    monkeypatch.setattr(broken, "validate", dict)
+    if where == "_save_average":
+        broken.save = lambda: [monkeypatch.setattr(broken, where, kill), last_save()]
+    with pytest.raises(Killed):
+        broken.fit()
+    assert not (tmp_path / "run" / "run.json").exists()
+
+    settings.resume = True
+    completed = Trainer(settings)
+    monkeypatch.setattr(completed, "validate", dict)
+    completed.fit()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["steps"] == 4 and record["loss_last"] > 0
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(weights[key], value) for key, value in completed.average.items())
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_text(tmp_path / "run.json", "old")
+
+    def kill(*arguments):
+        raise Killed
+
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(Killed):
+        write_text(tmp_path / "run.json", "new")
+    assert (tmp_path / "run.json").read_text() == "old"
+
+
+def test_sixteen_bit_training_resumes_with_the_scale_of_its_gradients(pairs, tmp_path):
+    settings = tiny(pairs, tmp_path, method="caf", precision="16-mixed")
+    whole = Trainer(settings)
+    whole.fabric.strategy.precision.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    whole.fit()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["precision"] == "16-mixed"
+    settings.resume, settings.max_steps = True, 5
+    resumed = Trainer(settings)
+    assert resumed.fabric.strategy.precision.scaler.get_scale() == 4.0
+    resumed.fit()
+    assert resumed.step == 5 and np.isfinite(resumed.last_losses).all()
+
+
+def test_precision_follows_the_hardware(monkeypatch):
+    monkeypatch.setattr(hardware, "_processor_has_bf16", lambda: False)
+    assert choose_precision("auto", "cpu") == ("32-true", "the processor has no bf16")
+    assert choose_precision("16-mixed", "cpu")[0] == "16-mixed"
+    monkeypatch.setattr(hardware, "_processor_has_bf16", lambda: True)
+    for seconds, expected in ((0.5, "bf16-mixed"), (1.5, "32-true")):
+        times = {torch.float32: 1.0, torch.bfloat16: seconds}
+        monkeypatch.setattr(hardware, "_trial", times.get)
+        assert choose_precision("auto", "cpu")[0] == expected
+
+
+def test_the_precision_and_the_reason_are_told(pairs, tmp_path, capsys):
+    Trainer(tiny(pairs, tmp_path, method="caf", precision="auto"))
+    assert re.search(r"caf: precision (32-true|bf16-mixed) \(.*bf16", capsys.readouterr().out)
+    with pytest.raises(ConfigError, match="precision 'half': choose auto, 32-true"):
+        Trainer(tiny(pairs, tmp_path, method="caf", precision="half"))
+
+
+def test_a_run_in_the_background_takes_one_thread(pairs, tmp_path):
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        Trainer(tiny(pairs, tmp_path, method="caf", threads=1)).fit()
+        assert torch.get_num_threads() == cv2.getNumThreads() == 1
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+
+
+def test_validation_pairs_are_not_trained_on(tmp_path):
+    root = write_pairs(tmp_path / "city" / "train", count=9, size=(72, 72))
+    trainer = Trainer(tiny(tmp_path, tmp_path, method="caf", validation="auto", max_steps=1))
+    assert root.is_dir() and trainer.validation.stems == ["07"]
+    assert "07" not in trainer.sampler.folders[0].stems and len(trainer.sampler.folders[0]) == 8
+    metrics = trainer.fit()
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["validation"] == metrics and metrics["VIF"] > 0
+    assert [step for step, _ in record["validations"]] == [1]
+
+
+def test_a_label_without_any_known_class_is_named(pairs):
+    (pairs / "labels").mkdir()
+    cv2.imwrite(str(pairs / "labels" / "01.png"), np.full((48, 64), 75, np.uint8))
+    with pytest.raises(DataError, match="01.png: none of its class ids 75 is known"):
+        load(pairs)
+    assert load(pairs, salient=(75,)).images[1][2].all()
+
+
+def test_a_palette_label_gives_the_mask_of_its_indices(pairs):
+    labels = np.zeros((48, 64), np.uint8)
+    labels[:, :20] = 2
+    (pairs / "labels").mkdir()
+    picture = Image.fromarray(labels)
+    picture.putpalette([0, 0, 0, 64, 0, 128, 64, 64, 0])
+    picture.save(pairs / "labels" / "01.png")
+    np.testing.assert_array_equal(load(pairs).images[1][2], labels == 2)
 
 
 def test_a_resumed_run_keeps_its_settings_and_a_finished_one_its_record(pairs, tmp_path):
