@@ -69,9 +69,9 @@ def test_exceptions_of_subscriptions_and_timers_are_reported_and_later_calls_go_
     guarded.create_subscription(Image, "image", fail, 1)
     publisher = other.create_publisher(Image, "image", 1)
     assert wait(publisher.get_subscription_count)
+    subscribed = ("the callback of image", FAILURE)
     for number in (1, 2):
         publisher.publish(Image())
-        subscribed = ("the callback of image", FAILURE)
         assert wait(lambda n=number: guarded.failures.count(subscribed) == n)
     guarded.create_timer(0.01, fail)
     assert wait(lambda: guarded.failures.count(("a timer", FAILURE)) > 1)
@@ -101,10 +101,10 @@ def test_bytes_that_are_no_message_cost_that_message_only(peer):
 
 def test_exceptions_in_the_executor_itself_are_reported_and_it_goes_on(peer):
     guarded, _, wait = peer
+    assert wait(lambda: guarded.executor)
+    failure = ("taking a message or request", FAILURE)
     for number in (1, 2):
-        assert wait(lambda: guarded.executor)
         guarded.executor.create_task(fail)  # not by way of the node, so nothing guards it
-        failure = ("taking a message or request", FAILURE)
         assert wait(lambda n=number: guarded.failures.count(failure) == n)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Parameters: what they take, and what they say of what they do not take."""
+"""Parameters: values they take and refuse, their types in ROS, and their table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from support import write_fusion_onnx
 
 from fusion_ros.frame.settings import ParameterError
 from fusion_ros.inference.models import list_methods
-from fusion_ros.node.parameters import Parameters, main, markdown_table
+from fusion_ros.node.parameters import (
+    Parameters,
+    explain_unknown,
+    main,
+    markdown_table,
+    unread_files,
+)
 
 
 def test_defaults_are_allowed():
@@ -53,9 +59,12 @@ def test_defaults_are_allowed():
         ("method", "nonsense", ", ".join(list_methods())),
         ("method", "/nowhere/net.onnx", "/nowhere/net.onnx"),
         ("method", 3, "text"),
+        ("method", "~nobody/x.onnx", "x.onnx"),
+        ("method", "x" * 300 + ".onnx", "x.onnx"),
+        ("qos", "nonsense", "reliable, best_effort"),
     ],
 )
-def test_what_is_not_allowed_is_named_together_with_what_is(name, value, allowed):
+def test_a_value_that_is_not_allowed_is_refused_with_those_that_are(name, value, allowed):
     with pytest.raises(ParameterError) as caught:
         Parameters(**{name: value})
     assert caught.value.name == name
@@ -73,28 +82,39 @@ def test_an_empty_list_needs_no_type(empty):
     assert Parameters(homography=empty, classes=empty).homography == ()
 
 
-def test_lists_come_as_ros_has_them():
+def test_lists_may_have_the_types_that_ros_gives_them():
     identity = [1, 0, 0, 0, 1, 0, 0, 0, 1]
     parameters = Parameters(homography=array.array("q", identity), classes=["person", "car"])
     assert parameters.homography == tuple(map(float, identity))
     assert parameters.classes == ("person", "car")
 
 
-def test_changes_are_checked_like_everything_else():
+def test_changes_are_checked():
     parameters = Parameters().replace(tolerance=0.1)
     assert parameters.tolerance == 0.1
     with pytest.raises(ParameterError, match="tolerance"):
         parameters.replace(tolerance=-1.0)
 
 
-def test_networks_are_made_ready_for_the_size_that_is_given_or_built_for_the_usual_one():
+def test_a_change_is_refused_for_its_own_value_and_not_for_others_that_are_wrong():
+    now = {"method": "nonsense", "gain_high": 50.0}
+    Parameters.check_changes(now, {"tolerance": 0.1, "gain_low": 40.0})
+    with pytest.raises(ParameterError, match="parameter tolerance"):
+        Parameters.check_changes(now, {"tolerance": -1.0})
+    with pytest.raises(ParameterError, match="parameter gain_low"):
+        Parameters.check_changes(now, {"gain_low": 60.0})
+    with pytest.raises(ParameterError, match="parameter gain_low"):
+        Parameters.check_changes({}, {"gain_high": 0.5})
+
+
+def test_the_expected_size_is_the_given_one_or_with_build_only_640x480():
     assert Parameters().expected_size is None
     assert Parameters(image_size="1280x720").expected_size == (1280, 720)
     assert Parameters(image_size="320x256", build_only=True).expected_size == (320, 256)
     assert Parameters(build_only=True).expected_size == (640, 480)
 
 
-def test_a_model_of_ones_own_is_a_method(tmp_path):
+def test_the_path_of_a_model_is_a_method(tmp_path):
     path = str(write_fusion_onnx(tmp_path / "mine.onnx"))
     assert Parameters(method=path).method == path
 
@@ -122,6 +142,81 @@ def test_rotation_turns_by_roll_then_pitch_then_yaw():
     with pytest.raises(ParameterError, match="thermal_rotation"):
         Parameters(thermal_rotation=[0, 2 * quarter, 0])  # looks backwards
     assert Parameters().rotation is None
+
+
+@pytest.fixture(scope="module")
+def node():
+    """An rclpy node with these parameters, some of them given in another type."""
+    rclpy = pytest.importorskip("rclpy")
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    overrides = {"tolerance": 1, "homography": [1, 0, 0, 0, 1, 0, 0, 0, 1], "confidence": "high"}
+    node = rclpy.create_node(
+        "parameters",
+        context=context,
+        parameter_overrides=[rclpy.Parameter(n, value=v) for n, v in overrides.items()],
+    )
+    Parameters.declare(node)
+    yield node
+    node.destroy_node()
+    context.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "value"),
+    [
+        ("classes", "STRING_ARRAY", []),
+        ("thermal_rotation", "DOUBLE_ARRAY", []),
+        ("homography", "DOUBLE_ARRAY", [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]),
+        ("tolerance", "DOUBLE", 1.0),
+        ("queue_size", "INTEGER", 10),
+        ("confidence", "STRING", "high"),  # refused when the node configures
+    ],
+)
+def test_a_declared_parameter_has_the_type_of_its_kind(node, name, kind, value):
+    from rclpy.parameter import Parameter
+
+    parameter = node.get_parameter(name)
+    assert parameter.type_ == Parameter.Type[kind]
+    assert (list(parameter.value) if isinstance(value, list) else parameter.value) == value
+    assert node.describe_parameter(name).type == parameter.type_.value
+    assert parameter.to_parameter_msg().value.type == parameter.type_.value
+
+
+def test_an_unknown_parameter_is_named_with_the_one_that_may_be_meant():
+    assert "'toleranze' has no effect" in explain_unknown("toleranze")
+    assert "do you mean 'tolerance'?" in explain_unknown("toleranze")
+    assert "ros2 param list" in explain_unknown("zzz")
+    assert "<publisher or subscription>" in explain_unknown("qos_overrides./x.depth")
+
+
+@pytest.mark.parametrize(
+    ("section", "applies"),
+    [
+        ("fuse_node", False),
+        ("/front/fuse_node", True),
+        ("front/fuse_node", True),
+        ("/**", True),
+        ("/*/fuse_node", True),
+        ("/*", False),
+        ("/**/fuse_node", True),
+        ("/rear/fuse_node", False),
+    ],
+)
+def test_a_parameter_file_for_other_nodes_is_named(tmp_path, section, applies):
+    path = tmp_path / "robot.yaml"
+    path.write_text(f"{section}:\n  ros__parameters:\n    tolerance: 0.1\n")
+    warnings = unread_files(["x", "--ros-args", "--params-file", str(path)], "/front/fuse_node")
+    assert len(warnings) == (0 if applies else 1)
+    assert all(str(path) in warning and "/**" in warning for warning in warnings)
+
+
+def test_a_parameter_file_may_nest_the_namespace(tmp_path):
+    path = tmp_path / "robot.yaml"
+    path.write_text("front:\n  fuse_node:\n    ros__parameters:\n      tolerance: 0.1\n")
+    arguments = ["--params-file", str(path)]
+    assert unread_files(arguments, "/front/fuse_node") == []
+    assert "/front/fuse_node" in unread_files(arguments, "/fuse_node")[0]
 
 
 def test_the_table_has_a_row_for_each_parameter_and_is_that_of_the_docs():
