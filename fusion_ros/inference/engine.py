@@ -60,6 +60,12 @@ Feeds = Mapping[str, "np.ndarray | DeviceArray"]
 """Input name -> array of the input's shape and dtype; a DeviceArray only where `reads_device`."""
 
 
+def fill_shape(shape: Sequence[int | None], size: Size) -> tuple[int, ...]:
+    """Fill free dimensions (None or -1) of a shape: the last two from `size`, others with 1."""
+    fill = (1,) * (len(shape) - 2) + size.shape
+    return tuple(have if want in (None, -1) else want for want, have in zip(shape, fill))
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, shape (None where a dimension is free) and dtype of an input or output."""
@@ -69,9 +75,8 @@ class TensorSpec:
     dtype: np.dtype
 
     def filled(self, size: Size) -> tuple[int, ...]:
-        """The shape with free dimensions filled: the last two from `size`, others with 1."""
-        fill = (1,) * (len(self.shape) - 2) + size.shape
-        return tuple(have if want is None else want for want, have in zip(self.shape, fill))
+        """Return the shape without free dimensions, see `fill_shape`."""
+        return fill_shape(self.shape, size)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ class Selection(Engine):
         """Start the first candidate that runs inputs of `size`, and return its inputs.
 
         form: the form of the model that candidates may run instead, for images of `form.size`.
-        What is started is run once if there is another candidate.
+        Where another candidate is left, the engine is run once to see that it works.
         Raises EngineError with the reasons of all if none runs; the same size then raises at once.
         """
         if size in self._refused:
@@ -241,15 +241,15 @@ class Selection(Engine):
         return self._opened[1]
 
     def _start(self, candidate: Candidate, size: Size, form: Form | None) -> dict[str, np.ndarray]:
-        plain = self._open(candidate)
+        engine = self._open(candidate)
         with ExitStack() as stack:
-            engine = plain
             if candidate.rewritten:
                 path = rewritten_file(self._path(candidate), form.rewrite)
                 engine = self._engine(candidate, stack.enter_context(path), form.size)
                 size = form.size
             feeds = engine.buffers(size)
-            if len(self._left) > 1:
+            # onnxruntime reads the file again in the first run; and a failure here costs no frame.
+            if candidate.rewritten or len(self._left) > 1:
                 engine.run(feeds)
         if candidate.rewritten:
             self._rewritten = engine

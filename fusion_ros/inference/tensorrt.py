@@ -38,6 +38,7 @@ from fusion_ros.inference.engine import (
     ModelSpec,
     TensorSpec,
     UnavailableError,
+    fill_shape,
     fp32_sibling,
     is_fp16,
 )
@@ -165,7 +166,11 @@ def build(
         raise library.fail(f"cannot parse {onnx.name}")
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
-        tensor.shape = static_shape(tuple(tensor.shape), size)
+        if size is not None:
+            tensor.shape = fill_shape(tuple(tensor.shape), size)
+        elif -1 in tensor.shape:
+            shape = tuple(tensor.shape)
+            raise EngineError(f"input {shape} has free dimensions: give the size to build for")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32 in every backend
@@ -176,16 +181,6 @@ def build(
     if data is None:
         raise library.fail(f"cannot build {onnx.name}")
     return Build(bytes(data), network.num_layers, monotonic() - start)
-
-
-def static_shape(shape: tuple[int, ...], size: Size | None) -> tuple[int, ...]:
-    """Fill the free dimensions (-1) of `shape`: 1 for the batch, `size` for the last two."""
-    if -1 not in shape:
-        return shape
-    if size is None:
-        raise EngineError(f"the model's input {shape} has free dimensions: give the size to build")
-    filled = (1,) * (len(shape) - 2) + size.shape
-    return tuple(want if have == -1 else have for have, want in zip(shape, filled))
 
 
 def _set_target(library: Library, config, target: str) -> None:
@@ -324,9 +319,8 @@ class TensorRTEngine(Engine):
 
     @property
     def description(self) -> str:
-        return ", ".join(
-            (self._library.description, self.device, self.precision, *map(str, self._programs))
-        )
+        sizes = map(str, list(self._programs))  # a copy: another thread may add one
+        return ", ".join((self._library.description, self.device, self.precision, *sizes))
 
     def buffers(self, size: Size, form: Form | None = None) -> dict[str, np.ndarray]:
         return dict(self._program(self._fixed or size).inputs.hosts)

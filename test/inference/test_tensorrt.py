@@ -15,6 +15,7 @@ from fusion_ros.commands.main import main
 from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.inference import EngineError, cuda, load_engine, tensorrt
+from fusion_ros.inference.engine import fill_shape
 from fusion_ros.inference.rewrite import rewritten_file
 from fusion_ros.inference.tensorrt import Library, TensorRTEngine
 from fusion_ros.size import Size
@@ -105,7 +106,7 @@ def test_a_long_build_reports_its_progress(rtx, tmp_path, monkeypatch):
     lines = []
     onnx = write_fusion_onnx(tmp_path / "slow.onnx", "slow", layers=30)
     tensorrt.build(rtx, onnx, Size(640, 480), target="8.9", log=lines.append)
-    assert lines and lines[-1].startswith("building slow.onnx for TensorRT, 0 s so far: ")
+    assert lines and all(" s so far: " in line for line in lines)
     assert any("step" in line for line in lines)
 
 
@@ -121,12 +122,13 @@ def test_build_engine_proves_a_model_on_the_command_line(rtx, average, capsys):
     ("shape", "filled"),
     [
         ((-1, 1, -1, -1), (1, 1, 480, 640)),
+        ((None, 1, None, None), (1, 1, 480, 640)),
         ((1, 3, 640, 640), (1, 3, 640, 640)),
         ((1, 1, 96, -1), (1, 1, 96, 640)),
     ],
 )
 def test_free_dimensions_take_the_size(shape, filled):
-    assert tensorrt.static_shape(shape, Size(640, 480)) == filled
+    assert fill_shape(shape, Size(640, 480)) == filled
 
 
 # Running, on a simulated GPU
