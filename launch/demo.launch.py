@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """Launches two cameras and the fusion node: `ros2 launch fusion_ros demo.launch.py`.
 
-The arguments of fuse.launch.py hold here too.
+It takes the arguments of fuse.launch.py too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fusion_ros.cameras.street.scene import SCENES
 
 
 def start_cameras(context: LaunchContext) -> list[Node]:
-    """The thermal and the RGB camera, each a process of its own."""
+    """Start the thermal and the RGB camera, each in its own process."""
     given = context.launch_configurations
     parameters = {
         "scene": given["scene"],
@@ -29,7 +29,8 @@ def start_cameras(context: LaunchContext) -> list[Node]:
         Node(
             package="fusion_ros",
             executable="camera_node",
-            namespace=f"{given['namespace']}/{camera}",
+            # Relative, so that a namespace pushed by an including launch file holds here too.
+            namespace="/".join(filter(None, (given["namespace"], camera))),
             parameters=[parameters, {"camera": camera}],
             output="screen",
             emulate_tty=True,

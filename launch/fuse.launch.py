@@ -1,24 +1,37 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """Launches the fusion node: `ros2 launch fusion_ros fuse.launch.py method:=baffm`.
 
-`--show-args` lists the arguments. One that is left empty keeps what `params_file` says.
+`--show-args` lists the arguments. An empty one keeps the value of `params_file`. When the node
+ends, everything that was launched with it ends too, unless it is to respawn.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
-from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
-from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration
+from ament_index_python.packages import (
+    PackageNotFoundError,
+    get_package_prefix,
+    get_package_share_directory,
+)
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import (
+    DeclareLaunchArgument,
+    LogInfo,
+    OpaqueFunction,
+    RegisterEventHandler,
+    SetEnvironmentVariable,
+    Shutdown,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events.process import ProcessExited
 from launch_ros.actions import Node
 
-from fusion_ros.inference import BACKENDS, PRECISIONS
-from fusion_ros.inference.models import list_methods
 from fusion_ros.harness.environment import PROFILE_VARIABLE
+from fusion_ros.inference import BACKENDS, PRECISIONS
+from fusion_ros.inference.models import list_methods, model_path
 from fusion_ros.node.parameters import QOS
 
 CONFIG = Path(get_package_share_directory("fusion_ros"), "config")
@@ -28,6 +41,7 @@ TOPICS = {
     "rgb_image": "rgb/image_raw",
     "rgb_info": "rgb/camera_info",
 }
+RESPAWN_DELAY_S = 2.0
 
 
 def arguments() -> list[DeclareLaunchArgument]:
@@ -37,7 +51,10 @@ def arguments() -> list[DeclareLaunchArgument]:
     declare = DeclareLaunchArgument
     return [
         declare(
-            "method", default_value="", choices=["", *list_methods()], description="fusion method"
+            "method",
+            default_value="",
+            description=f"fusion method ({', '.join(list_methods())}), or the path of a model "
+            "(*.onnx)",
         ),
         declare(
             "params_file",
@@ -52,13 +69,13 @@ def arguments() -> list[DeclareLaunchArgument]:
             "detect",
             default_value="",
             choices=["", *boolean],
-            description="find objects in the fused image",
+            description="detect objects in the fused image",
         ),
         declare(
             "backend",
             default_value="",
             choices=["", *BACKENDS],
-            description="what runs the networks",
+            description="backend of the networks",
         ),
         declare(
             "precision",
@@ -74,7 +91,7 @@ def arguments() -> list[DeclareLaunchArgument]:
         declare(
             "image_size",
             default_value="",
-            description="size of the RGB images, as in 640x480, to be ready for at the start",
+            description="size of the RGB images, as in 640x480, to make the networks ready for",
         ),
         declare(
             "build_only",
@@ -86,10 +103,16 @@ def arguments() -> list[DeclareLaunchArgument]:
             "qos",
             default_value="",
             choices=["", *QOS],
-            description="reliability to ask of the cameras; best_effort matches any",
+            description="reliability required of the cameras; best_effort matches any",
         ),
         declare(
             "rviz", default_value="false", choices=boolean, description="show the images in rviz2"
+        ),
+        declare(
+            "respawn",
+            default_value="false",
+            choices=boolean,
+            description="start the fusion node again two seconds after it ended",
         ),
         declare("namespace", default_value="", description="namespace of the nodes and topics"),
         declare(
@@ -101,62 +124,107 @@ def arguments() -> list[DeclareLaunchArgument]:
         declare(
             "fastdds_profile",
             default_value=profile,
-            description="Fast DDS profile for large images, which the cameras need too; "
+            description="Fast DDS profile for large images, which camera drivers need too; "
             "empty for none",
         ),
     ]
 
 
 def set_profile(context: LaunchContext) -> list[SetEnvironmentVariable]:
-    """Hand the Fast DDS profile to all that is started from here on."""
+    """Set the Fast DDS profile of all processes that are started from here on."""
     profile = context.launch_configurations["fastdds_profile"]
     if profile and not Path(profile).is_file():
         raise RuntimeError(f"fastdds_profile: there is no file '{profile}'")
     return [SetEnvironmentVariable(PROFILE_VARIABLE, profile)] if profile else []
 
 
-def start_node(context: LaunchContext) -> list[Node]:
-    """The fusion node, with the parameters that were given on top of the file's."""
+def start_node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Start the fusion node; given arguments override the parameter file."""
     given = context.launch_configurations
+    build_only = given["build_only"] == "true"
+    # A node that only builds has done its work when it ends.
+    respawn = given["respawn"] == "true" and not build_only
+    node = Node(
+        package="fusion_ros",
+        executable="fuse_node",
+        namespace=given["namespace"],
+        parameters=[given["params_file"], overrides(given)],
+        remappings=[(topic, given[name]) for name, topic in TOPICS.items()],
+        output="screen",
+        emulate_tty=True,
+        respawn=respawn,
+        respawn_delay=RESPAWN_DELAY_S,
+    )
+    if respawn:
+        return [node]
+    return [RegisterEventHandler(OnProcessExit(target_action=node, on_exit=end)), node]
+
+
+def overrides(given: Mapping[str, str]) -> dict[str, object]:
+    """Read the node's parameters from launch arguments; raise RuntimeError for wrong values."""
     if not Path(given["params_file"]).is_file():
         raise RuntimeError(f"params_file: there is no file '{given['params_file']}'")
-    overrides = {"use_sim_time": given["use_sim_time"] == "true"}
-    names = ("method", "backend", "precision", "image_size", "qos")
-    overrides |= {name: given[name] for name in names if given[name]}
+    values: dict[str, object] = {"use_sim_time": given["use_sim_time"] == "true"}
+    if given["method"]:
+        try:
+            path = model_path(given["method"])
+        except ValueError as error:
+            raise RuntimeError(f"method: {error}") from None
+        is_path = given["method"].endswith(".onnx")
+        values["method"] = str(path.absolute()) if is_path else given["method"]
+    names = ("backend", "precision", "image_size", "qos")
+    values |= {name: given[name] for name in names if given[name]}
     if given["processing_size"]:
         if not given["processing_size"].isdecimal():
             raise RuntimeError(
                 f"processing_size: expected pixels, such as 320, got '{given['processing_size']}'"
             )
-        overrides["processing_size"] = int(given["processing_size"])
-    overrides |= {name: given[name] == "true" for name in ("detect", "build_only") if given[name]}
+        values["processing_size"] = int(given["processing_size"])
+    return values | {
+        name: given[name] == "true" for name in ("detect", "build_only") if given[name]
+    }
+
+
+def end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """End everything else when the fusion node has ended; an error if it failed."""
+    if context.is_shutdown:
+        return []
+    if event.returncode:
+        # An exception is the way to make `ros2 launch` return a status other than 0.
+        raise RuntimeError(
+            f"{event.process_name} ended with exit code {event.returncode}; its output says why"
+        )
+    return [Shutdown(reason=f"{event.process_name} has ended")]
+
+
+def start_rviz(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Start rviz2 if it was asked for and is installed."""
+    given = context.launch_configurations
+    if given["rviz"] != "true":
+        return []
+    try:
+        get_package_prefix("rviz2")
+    except PackageNotFoundError:
+        return [
+            LogInfo(
+                msg="rviz:=true: rviz2 is not installed, going on without it; "
+                "apt install ros-$ROS_DISTRO-rviz2"
+            )
+        ]
     return [
         Node(
-            package="fusion_ros",
-            executable="fuse_node",
+            package="rviz2",
+            executable="rviz2",
             namespace=given["namespace"],
-            parameters=[given["params_file"], overrides],
+            arguments=["-d", str(CONFIG / "fusion.rviz")],
+            parameters=[{"use_sim_time": given["use_sim_time"] == "true"}],
             remappings=[(topic, given[name]) for name, topic in TOPICS.items()],
-            output="screen",
-            emulate_tty=True,
         )
     ]
 
 
 def generate_launch_description() -> LaunchDescription:
+    functions = (set_profile, start_node, start_rviz)
     return LaunchDescription(
-        [
-            *arguments(),
-            OpaqueFunction(function=set_profile),
-            OpaqueFunction(function=start_node),
-            Node(
-                package="rviz2",
-                executable="rviz2",
-                namespace=LaunchConfiguration("namespace"),
-                arguments=["-d", str(CONFIG / "fusion.rviz")],
-                parameters=[{"use_sim_time": LaunchConfiguration("use_sim_time")}],
-                remappings=[(TOPICS[name], LaunchConfiguration(name)) for name in TOPICS],
-                condition=IfCondition(LaunchConfiguration("rviz")),
-            ),
-        ]
+        [*arguments(), *(OpaqueFunction(function=function) for function in functions)]
     )

@@ -17,7 +17,6 @@ from fusion_ros.inference.models import list_methods, model_path
 from fusion_ros.inference.rewrite import rewritten_file
 from fusion_ros.size import Size
 
-
 __all__ = ["parser", "run"]
 
 
