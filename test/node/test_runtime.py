@@ -235,7 +235,12 @@ def allocated(one: Bench) -> int:
         REGISTERED | {"rgb": ("mono8", 640, 480), "gain_mode": "none"},
         ALIGNED | {"thermal": ("rgb8", 320, 240), "gain_stretch_8bit": True},
     ],
-    ids=["aligned", "registered", "16 bit beside grey, no gain", "false colour, resized, stretched"],
+    ids=[
+        "aligned",
+        "registered",
+        "16 bit beside grey, no gain",
+        "false colour, resized, stretched",
+    ],
 )
 def test_no_image_is_allocated_from_callback_to_publish(setup, bench):
     assert allocated(bench(setup)) < PLANE / 2
