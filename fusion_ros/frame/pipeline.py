@@ -240,6 +240,8 @@ class Pipeline:
             gain.mode, gain.low, gain.high = p.gain_mode, p.gain_low, p.gain_high
             gain.smoothing, gain.max_step = p.gain_smoothing, p.gain_max_step
             gain.min_span, gain.stretch_8bit = p.gain_min_span, p.gain_stretch_8bit
+            gain.plateau, gain.celsius = p.gain_plateau, p.gain_range
+            gain.radiometry, gain.polarity = p.relation, p.thermal_polarity
         if new.detector is not None:
             new.detector.confidence, new.detector.iou = p.confidence, p.iou
             new.detector.classes = p.classes

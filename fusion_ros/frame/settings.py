@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from fusion_models.contract import SMALLEST
+from fusion_ros.frame.radiometry import PRESETS, Radiometry
 from fusion_ros.frame.registration import homography_from_intrinsics, parse_homography
-from fusion_ros.frame.thermal import MODES
+from fusion_ros.frame.thermal import MODES, POLARITIES
 from fusion_ros.inference import BACKENDS, PRECISIONS
 from fusion_ros.inference.models import model_path
 
@@ -168,7 +169,7 @@ class Settings:
     )
     gain_mode: str = parameter(
         "percentile",
-        "how 16-bit thermal counts become 8-bit grey levels",
+        "how thermal counts become 8-bit grey levels",
         choices=MODES,
         dynamic=True,
     )
@@ -192,6 +193,38 @@ class Settings:
     )
     gain_stretch_8bit: bool = parameter(
         False, "apply gain control to 8-bit thermal images too", dynamic=True
+    )
+    gain_plateau: float = parameter(
+        4.0, "most that mode plateau raises contrast, as a factor", (1, 100), dynamic=True
+    )
+    gain_range: tuple[float, ...] = parameter(
+        (0.0, 50.0),
+        "temperatures shown as black and as white in mode fixed, degrees Celsius",
+        dynamic=True,
+        kind="floats",
+    )
+    thermal_polarity: str = parameter(
+        "white_hot",
+        "how the thermal camera shows heat; the fused image shows it bright always",
+        choices=POLARITIES,
+        dynamic=True,
+    )
+    radiometry: str = parameter(
+        "auto",
+        "how counts become temperatures, by camera or format; custom: by temperature_scale and "
+        "temperature_offset; auto: hundredths of a kelvin (16 bit), of a degree Celsius (signed), "
+        "or kelvin and degrees Celsius by their size (float)",
+        choices=("auto", "custom", *PRESETS),
+        dynamic=True,
+    )
+    temperature_scale: float = parameter(
+        0.01, "degrees a count, where radiometry is custom", (1e-6, 1000), dynamic=True
+    )
+    temperature_offset: float = parameter(
+        -273.15,
+        "degrees Celsius at 0 counts, where radiometry is custom",
+        (-1e6, 1e6),
+        dynamic=True,
     )
     homography: tuple[float, ...] = parameter(
         (),
@@ -222,6 +255,11 @@ class Settings:
             raise ParameterError(
                 "gain_low", f"{self.gain_low:g} is not below gain_high, {self.gain_high:g}"
             )
+        if len(self.gain_range) != 2 or self.gain_range[0] >= self.gain_range[1]:
+            raise ParameterError(
+                "gain_range",
+                f"{list(self.gain_range)} is no range: expected two rising temperatures",
+            )
         if self.homography:
             try:
                 parse_homography(self.homography)
@@ -251,6 +289,13 @@ class Settings:
     def replace(self, **changes: Any) -> Settings:
         """A copy with `changes`; raises `ParameterError` as the constructor does."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def relation(self) -> Radiometry | None:
+        """How counts become temperatures; None for the usual relation of their type."""
+        if self.radiometry == "custom":
+            return Radiometry(self.temperature_scale, self.temperature_offset)
+        return PRESETS.get(self.radiometry)
 
     @property
     def rotation(self) -> np.ndarray | None:

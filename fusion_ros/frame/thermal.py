@@ -9,12 +9,16 @@ import cv2
 import numpy as np
 
 from fusion_ros.frame.images import output_buffer
+from fusion_ros.frame.radiometry import Radiometry, radiometry_of
 
-__all__ = ["MODES", "GainControl"]
+__all__ = ["MODES", "POLARITIES", "GainControl"]
 
-MODES = ("percentile", "linear", "none")
+MODES = ("percentile", "linear", "plateau", "fixed", "none")
+POLARITIES = ("white_hot", "black_hot")
 
 _WHITE = 255.0
+_BINS = 1024
+"""Bins of the histogram between the limits in mode plateau."""
 _SAMPLES = 20_000
 """Number of pixels that percentiles are taken from, roughly: good to a tenth of a percent."""
 _DTYPES = (np.uint8, np.uint16, np.int16, np.float32)
@@ -34,6 +38,9 @@ class GainControl:
       percentile  the `low` and `high` percentiles of the frame: dead and hot pixels do not count;
       linear      the frame's least and greatest value, of medians of 3x3 pixels, so that single
                   dead and hot pixels do not count;
+      plateau     as percentile, but between the limits grey levels follow the histogram, clipped
+                  at `plateau`: contrast goes where pixels are;
+      fixed       the temperatures `celsius`, at once, whatever the frame shows;
       none        no limits: 16 bit keeps its high byte, 8 bit passes through, float is rounded.
 
     With each frame the limits move by the share 1 - `smoothing` of the distance to the wanted
@@ -51,6 +58,11 @@ class GainControl:
         max_step: most that a grey level moves per frame, of 255; more than 0.
         min_span: least distance of the limits in counts, hundredths of a degree in float frames;
             keeps the noise of a scene of one temperature from being stretched over the whole range.
+        plateau: most that mode plateau raises contrast, as a factor; 1 or more.
+        celsius: temperatures shown as black and as white in mode fixed, in degrees Celsius.
+        radiometry: how counts become temperatures; None for the usual relation of their type.
+        polarity: 'black_hot' for a camera whose hot pixels have the least values. The image is
+            white hot always, as networks expect.
         stretch_8bit: treat 8-bit frames the same; they pass through otherwise.
     """
 
@@ -61,9 +73,15 @@ class GainControl:
     max_step: float = 3.0
     min_span: float = 50.0
     stretch_8bit: bool = False
+    plateau: float = 4.0
+    celsius: tuple[float, float] = (0.0, 50.0)
+    radiometry: Radiometry | None = None
+    polarity: str = "white_hot"
     _limits: np.ndarray | None = field(default=None, init=False, repr=False)
     _dtype: np.dtype | None = field(default=None, init=False, repr=False)
     _smooth: np.ndarray | None = field(default=None, init=False, repr=False)
+    _bins: np.ndarray | None = field(default=None, init=False, repr=False)
+    _curve: np.ndarray | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -79,6 +97,14 @@ class GainControl:
             raise ValueError(f"max_step is {self.max_step}, expected more than 0 grey levels")
         if not self.min_span > 0:
             raise ValueError(f"min_span is {self.min_span}, expected more than 0 counts")
+        if not self.plateau >= 1:
+            raise ValueError(f"plateau is {self.plateau}, expected a factor of 1 or more")
+        if not self.celsius[0] < self.celsius[1]:
+            raise ValueError(f"celsius is {self.celsius}, expected two rising temperatures")
+        if self.polarity not in POLARITIES:
+            raise ValueError(
+                f"polarity is '{self.polarity}', expected one of {', '.join(POLARITIES)}"
+            )
 
     @property
     def limits(self) -> tuple[float, float] | None:
@@ -96,8 +122,11 @@ class GainControl:
                 f"thermal frame is {frame.dtype} {frame.shape}, expected (H, W) uint8, uint16, "
                 "int16 or float32 in native byte order (images.thermal_array gives that)"
             )
+        black_hot = self.polarity == "black_hot"
         if frame.dtype == np.uint8 and (self.mode == "none" or not self.stretch_8bit):
-            return frame
+            return (
+                np.bitwise_not(frame, out=output_buffer(out, frame.shape)) if black_hot else frame
+            )
         out = output_buffer(out, frame.shape)
         rows = _image_rows(frame)
         if self.mode == "none":
@@ -110,14 +139,23 @@ class GainControl:
                     out ^= 128  # the sign is the highest bit: -32768 becomes black
         else:
             low, high = self._follow(frame[rows])
-            _scale(frame, low, _WHITE / (high - low), out)
+            if self.mode == "plateau":
+                self._equalise(frame, rows, low, high, out)
+            else:
+                _scale(frame, low, _WHITE / (high - low), out)
+        if black_hot:
+            np.bitwise_not(out, out=out)
+            if frame.dtype == np.uint16:
+                out[frame == 0] = 0
+            elif frame.dtype == np.float32:
+                out[~np.isfinite(frame)] = 0
         out[: rows.start] = out[rows.start]
         out[rows.stop :] = out[rows.stop - 1]
         return out
 
     def reset(self) -> None:
         """Discard the limits: the next frame alone sets them."""
-        self._limits = None
+        self._limits = self._curve = None
 
     def _follow(self, frame: np.ndarray) -> np.ndarray:
         """Move the limits for this frame; [low, high] in counts."""
@@ -130,8 +168,11 @@ class GainControl:
         if span < least:
             wanted += np.array([-0.5, 0.5]) * (least - span)
         now = self._limits
-        if now is None or not now[0] <= median <= now[1]:
-            self._limits = wanted
+        if self.mode == "fixed":
+            relation = self.radiometry or radiometry_of(frame.dtype, median)
+            self._limits = np.array([relation.counts(value) for value in self.celsius])
+        elif now is None or not now[0] <= median <= now[1]:
+            self._limits, self._curve = wanted, None
         else:
             move = (1.0 - self.smoothing) * (wanted - now)
             self._limits = now + move * self._allowed_share(now, move)
@@ -148,6 +189,36 @@ class GainControl:
         if self.mode == "linear":
             low, high = self._extremes(frame)
         return np.array([low, high], np.float64), median
+
+    def _equalise(
+        self, frame: np.ndarray, rows: slice, low: float, high: float, out: np.ndarray
+    ) -> None:
+        """Grey levels along the clipped histogram between the limits, which follows slowly."""
+        if self._bins is None or self._bins.shape != frame.shape:
+            self._bins = np.empty(frame.shape, np.uint16)
+        gain = (_BINS - 1) / (high - low)
+        finite = _finite(frame)
+        bins = cv2.addWeighted(
+            finite, gain, finite, 0.0, -low * gain, dst=self._bins, dtype=cv2.CV_16U
+        )
+        stride = max(1, int(np.sqrt(frame.size / _SAMPLES)))
+        samples = np.minimum(bins[rows][::stride, ::stride], _BINS - 1)
+        if frame.dtype == np.uint16:
+            samples = samples[frame[rows][::stride, ::stride] > 0]
+        # The pixels outside the limits say nothing of the levels between them.
+        histogram = np.bincount(samples.ravel(), minlength=_BINS).astype(np.float64)
+        histogram[[0, -1]] = 0
+        share = histogram / max(histogram.sum(), 1)
+        clipped = np.minimum(share, self.plateau / _BINS)
+        clipped += (1 - clipped.sum()) / _BINS
+        wanted = np.cumsum(clipped)
+        wanted = _WHITE * (wanted - wanted[0]) / (wanted[-1] - wanted[0])
+        if self._curve is None:
+            self._curve = wanted
+        else:
+            move = (1 - self.smoothing) * (wanted - self._curve)
+            self._curve = self._curve + move * min(1, self.max_step / max(np.abs(move).max(), 1e-9))
+        np.take(np.rint(self._curve).astype(np.uint8), bins, out=out, mode="clip")
 
     def _extremes(self, frame: np.ndarray) -> tuple[float, float]:
         """The least and greatest median of 3x3 pixels, of those with data."""

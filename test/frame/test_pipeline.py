@@ -14,7 +14,7 @@ from fusion_ros.frame import registration
 from fusion_ros.frame.calibration import Calibration
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pipeline import Network, Pipeline, load_detector, load_network
-from fusion_ros.frame.settings import Settings
+from fusion_ros.frame.settings import ParameterError, Settings
 from fusion_ros.inference import EngineError
 from fusion_ros.size import Size
 
@@ -111,6 +111,35 @@ def test_settings_take_effect_with_the_next_frame(average):
     bright = pipeline.fuse(thermal, GREY)
     assert abs(int(dark[0, 63, 0]) - 80) <= 1
     assert abs(int(bright[0, 63, 0]) - 178) <= 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({}, 29815),  # 25 degrees in hundredths of a kelvin
+        ({"radiometry": "lepton_low_gain"}, 2981.5),
+        (
+            {"radiometry": "custom", "temperature_scale": 0.5, "temperature_offset": -75.0},
+            200,
+        ),
+    ],
+)
+def test_a_fixed_range_of_temperatures_follows_the_settings(average, changes, counts):
+    pipeline = make(average.replace(gain_mode="fixed", gain_range=(0, 50), **changes))
+    fused = pipeline.fuse(np.full((48, 64), round(counts), np.uint16), GREY)
+    assert abs(int(fused[20, 20, 0]) - (127.5 + 100) / 2) <= 1.5
+
+
+def test_a_black_hot_camera_is_turned_over(average):
+    pipeline = make(average.replace(thermal_polarity="black_hot"))
+    fused = pipeline.fuse(np.full((48, 64), 55, np.uint8), GREY)
+    assert abs(int(fused[20, 20, 0]) - 150) <= 1
+
+
+@pytest.mark.parametrize("gain_range", [(), (1.0,), (50.0, 0.0), (1.0, 2.0, 3.0)])
+def test_a_range_that_does_not_rise_is_refused(gain_range):
+    with pytest.raises(ParameterError, match="gain_range.*expected two rising temperatures"):
+        Settings(gain_range=gain_range)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from fusion_ros.frame.radiometry import PRESETS
 from fusion_ros.frame.thermal import GainControl
 
 HEIGHT, WIDTH = 120, 160
@@ -82,7 +83,7 @@ def test_eight_bit_is_stretched_when_asked():
     assert image.min() == 0 and image.max() == 255
 
 
-@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("mode", ["percentile", "linear", "plateau"])
 @pytest.mark.parametrize("value", [0, 1, 7500, 65535])
 def test_a_constant_image_becomes_mid_grey(mode, value):
     control = GainControl(mode=mode)
@@ -115,7 +116,7 @@ def telemetry(rows: int) -> np.ndarray:
     return values
 
 
-@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("mode", ["percentile", "linear", "plateau"])
 @pytest.mark.parametrize("rows", [1, 2, 3])
 @pytest.mark.parametrize("at_top", [False, True])
 def test_telemetry_rows_change_nothing_and_show_the_row_next_to_them(mode, rows, at_top):
@@ -129,7 +130,7 @@ def test_telemetry_rows_change_nothing_and_show_the_row_next_to_them(mode, rows,
     assert (beside[0] == beside[1]).all()
 
 
-@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("mode", ["percentile", "linear", "plateau"])
 @pytest.mark.parametrize("width", [2, 10, 30])
 def test_a_border_of_zeros_takes_no_part_and_is_black(mode, width):
     frame = scene(hot=40)
@@ -141,7 +142,7 @@ def test_a_border_of_zeros_takes_no_part_and_is_black(mode, width):
     assert not image[width:-width, :width].any()
 
 
-@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("mode", ["percentile", "linear", "plateau"])
 @pytest.mark.parametrize(
     ("convert", "tolerance"),
     [
@@ -157,7 +158,7 @@ def test_signed_counts_and_degrees_give_the_image_of_the_counts(mode, convert, t
     assert np.abs(image.astype(int) - expected).max() <= tolerance
 
 
-@pytest.mark.parametrize("mode", ["percentile", "linear"])
+@pytest.mark.parametrize("mode", ["percentile", "linear", "plateau"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_takes_no_part_and_is_black(mode, value):
     frame = (scene(base=29300, hot=40) / 100).astype(np.float32)
@@ -182,6 +183,72 @@ def test_mode_none_keeps_the_order_of_signed_counts_and_rounds_degrees():
     assert control.apply(counts).tolist() == [[0, 127, 128, 255]]
     degrees = np.float32([[-20, 24.4, 24.6, 300]])
     assert control.apply(degrees).tolist() == [[0, 24, 25, 255]]
+
+
+def test_the_plateau_gives_contrast_to_a_crowded_part_of_the_range():
+    frame = scene(base=29300).astype(np.int32)
+    frame[:, 120:] += 3000  # a warm part, far above the rest
+    frame = frame.astype(np.uint16)
+    background = (slice(None), slice(0, 110))
+    percentile = GainControl().apply(frame)[background]
+    plateau = GainControl(mode="plateau").apply(frame)
+    assert plateau[background].std() > 2 * percentile.std()
+    assert plateau[:, 125:].min() > plateau[background].max()
+
+
+def test_the_plateau_keeps_the_order_of_counts_and_bounds_their_contrast():
+    frame = scene(hot=40)
+    control = GainControl(mode="plateau", plateau=3)
+    image = control.apply(frame)
+    low, high = control.limits
+    order = np.argsort(frame, axis=None)
+    assert (np.diff(image.ravel()[order].astype(int)) >= 0).all()
+    counts = np.arange(int(low), int(high), dtype=np.uint16)[np.newaxis].repeat(4, axis=0)
+    ramp = GainControl(mode="plateau", plateau=1).apply(counts)
+    assert np.abs(ramp[0] - np.linspace(0, 255, counts.shape[1])).max() < 6
+
+
+@pytest.mark.parametrize("celsius", [(20.0, 40.0), (-10.0, 100.0)])
+@pytest.mark.parametrize(
+    ("radiometry", "encode"),
+    [
+        (None, lambda t: np.rint(100 * (t + 273.15)).astype(np.uint16)),
+        (None, lambda t: np.rint(100 * t).astype(np.int16)),
+        (None, lambda t: t.astype(np.float32)),
+        (None, lambda t: (t + 273.15).astype(np.float32)),
+        ("lepton_low_gain", lambda t: np.rint(10 * (t + 273.15)).astype(np.uint16)),
+        ("seek", lambda t: np.rint(64 * (t + 40)).astype(np.uint16)),
+    ],
+)
+def test_a_fixed_range_shows_a_temperature_as_one_grey_level(celsius, radiometry, encode):
+    control = GainControl(mode="fixed", celsius=celsius, radiometry=PRESETS.get(radiometry))
+    for warm in (30.0, 90.0):
+        degrees = np.full((HEIGHT, WIDTH), 25.0)
+        degrees[:20] = warm
+        expected = np.clip((degrees - celsius[0]) / (celsius[1] - celsius[0]), 0, 1) * 255
+        np.testing.assert_allclose(control.apply(encode(degrees)), expected, atol=1.5)
+
+
+def test_a_black_hot_camera_gives_a_white_hot_image():
+    frame = scene(hot=40)
+    turned = (65535 - frame.astype(int)).astype(np.uint16)
+    expected = GainControl().apply(frame)
+    image = GainControl(polarity="black_hot").apply(turned)
+    assert np.abs(image.astype(int) - expected).max() <= 2
+    eight = (frame >> 5).astype(np.uint8)
+    np.testing.assert_array_equal(GainControl(polarity="black_hot").apply(255 - eight), eight)
+    turned[5, 5] = 0
+    assert GainControl(polarity="black_hot").apply(turned)[5, 5] == 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.9])
+def test_the_plateau_does_not_flicker_when_a_hot_object_comes_and_goes(smoothing):
+    control = GainControl(mode="plateau", smoothing=smoothing)
+    frames = [scene(i) for i in range(20)]
+    frames += [scene(i, hot=40) for i in range(20, 60)]
+    frames += [scene(i) for i in range(60, 100)]
+    levels = np.array([control.apply(frame)[:, 0:60].mean(axis=0) for frame in frames])
+    assert np.abs(np.diff(levels, axis=0)).max() < 8
 
 
 def background_levels(control: GainControl, frames: list[np.ndarray]) -> np.ndarray:
@@ -289,7 +356,7 @@ def test_a_warm_gain_control_allocates_no_image(mode):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"mode": "clahe"}, "expected one of percentile, linear, none"),
+        ({"mode": "clahe"}, "expected one of percentile, linear, plateau, fixed, none"),
         ({"low": 99.0, "high": 1.0}, "0 <= low < high <= 100"),
         ({"high": 101.0}, "0 <= low < high <= 100"),
         ({"smoothing": 1.0}, "0 <= smoothing < 1"),

@@ -47,7 +47,7 @@ def test_defaults_are_allowed():
         ("build_only", "yes", "true or false"),
         ("backend", "quantum", "onnxruntime_cpu"),
         ("dropout_policy", "panic", "wait, pass, blank"),
-        ("gain_mode", "magic", "percentile, linear, none"),
+        ("gain_mode", "magic", "percentile, linear, plateau, fixed, none"),
         ("gain_low", 99.5, "gain_high"),
         ("homography", [1.0, 2.0], "9 numbers"),
         ("homography", [0.0] * 9, "singular"),
