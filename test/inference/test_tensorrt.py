@@ -366,6 +366,25 @@ def test_without_tensorrt_the_error_says_how_to_get_it(gpu, average, monkeypatch
         load_engine(average, "tensorrt")
 
 
+@pytest.mark.parametrize(("processing_size", "size"), [("0", Size(64, 48)), ("40", Size(40, 32))])
+def test_build_engine_keeps_the_engine_that_the_node_will_run(
+    gpu, average, tmp_path, capsys, processing_size, size
+):
+    options = ["--width", "64", "--height", "48", "--processing-size", processing_size]
+    for _ in range(2):
+        assert main(["build_engine", str(average), *options, "--cache-dir", str(tmp_path)]) == 0
+        assert f"average.onnx: ready, TensorRT 10.3.0, CUDA:0 Made-up GPU, fp32, {size}" in (
+            capsys.readouterr().out
+        )
+    assert gpu.built == [("average.onnx", size)]
+
+
+def test_build_engine_fails_without_a_gpu(average, capsys, monkeypatch):
+    monkeypatch.setattr(cuda, "driver", lambda: None)
+    assert main(["build_engine", str(average)]) == 1
+    assert "no NVIDIA GPU with a driver was found" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 def test_a_real_gpu_gives_what_onnxruntime_gives(tmp_path):
     for onnx in [*MODELS, write_fusion_onnx(tmp_path / "slow.onnx", "slow")]:
