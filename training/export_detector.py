@@ -28,7 +28,12 @@ def export(model: str, output: Path) -> Path:
     own = Path(model).expanduser()
     if own.parent != Path(".") and not own.is_file():
         raise FileNotFoundError(f"no weights at {own}")
-    from ultralytics import YOLO
+    try:
+        from ultralytics import YOLO
+    except ModuleNotFoundError as error:
+        raise FileNotFoundError(
+            f"the Python module {error.name} is missing: pip install '.[detector]'"
+        ) from error
 
     output.parent.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
@@ -51,7 +56,7 @@ def main() -> int | str:
     parser.add_argument("model", nargs="?", default="yolov8n.pt")
     parser.add_argument("output", nargs="?", type=Path, default=default_detector_path())
     arguments = parser.parse_args()
-    # Nothing is installed behind the user's back: the train extra has all that the export needs.
+    # ultralytics shall install nothing by itself: the extra `detector` has all that it needs.
     os.environ.setdefault("YOLO_AUTOINSTALL", "0")
     try:
         print("detector:", export(arguments.model, arguments.output.absolute()))
