@@ -4,9 +4,10 @@
     python training/ablate.py method=baffm data=../shared/data output=runs/ablations
     python training/ablate.py method=cfi max_steps=5000 batch_size=16
 
-Rows are in `config/ablations/<method>.yaml`, a name and its `key=value` settings each; other settings
-on the command line hold for all rows. Every row is trained from the same seed, exported and measured
-on the same pairs. A row that is finished is not trained again, so the command can be repeated.
+Rows are in `config/ablations/<method>.yaml`, a name and its `key=value` settings each; other
+settings on the command line hold for all rows. Every row is trained from the same seed, exported
+and measured on the same pairs. A row that is finished is not trained again, so the command can be
+repeated.
 
 Settings: method, data, rows (names, comma separated; '' for all), sets, limit (pairs a set), output
 (folder of <method>.json, <method>.md and <method>.png with the learning curves), and those of
@@ -75,7 +76,8 @@ def train(method: str, settings: list[str], folder: Path) -> dict:
     if record.is_file():
         if json.loads(record.read_text())["config"] != asdict(config):
             raise ConfigError(
-                f"{folder} was trained with other settings: give output=<another folder>, or delete it"
+                f"{folder} was trained with other settings: "
+                "give output=<another folder>, or delete it"
             )
     else:
         Trainer(config).fit()
@@ -122,7 +124,7 @@ def markdown(table: dict[str, dict], sets: list[str]) -> str:
 
 
 def draw_curves(curves: dict[str, list[list[float]]], path: Path) -> None:
-    """Learning curves: the loss of each row by step; some terms are rewards, so it may be negative."""
+    """Draw the loss of each row by step; some terms are rewards, so it may be negative."""
     import matplotlib
 
     matplotlib.use("Agg")

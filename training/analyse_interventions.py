@@ -3,10 +3,11 @@
 
     python training/analyse_interventions.py data=../shared/data/msrs/test output=effects
 
-`ATE(t) = mean over images of Q(f(I)) - Q(f(M_t(I)))` with Q in {PSNR, CC} of the fused image against
-both untouched sources. The paper's order: modality dropout largest, complementary masks moderate,
-random masks smallest. Settings as `key=value`: data (pair folder), run (folder of a training run; ''
-for the committed parameters), limit (pairs, 0: all), seed, output (folder of effects.json and .png).
+`ATE(t) = mean over images of Q(f(I)) - Q(f(M_t(I)))` with Q in {PSNR, CC} of the fused image
+against both untouched sources. The paper's order: modality dropout largest, complementary masks
+moderate, random masks smallest. Settings as `key=value`: data (pair folder), run (folder of a
+training run; '' for the committed parameters), limit (pairs, 0: all), seed, output (folder of
+effects.json and .png).
 """
 
 from __future__ import annotations

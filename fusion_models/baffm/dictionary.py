@@ -18,7 +18,7 @@ class SceneDictionary:
     """Cluster means of scene features.
 
     Attributes:
-        ir, vi: entries z_i of either modality, `[N, D]` float32, zero mean and unit variance overall.
+        ir, vi: entries z_i of either modality, `[N, D]` float32; zero mean, unit variance overall.
         frequency_ir, frequency_vi: share of the training images in each cluster, `[N]`, sums to 1.
         backbone: what computed the features.
         projection_ir, projection_vi: `[K + 1, D]`, what brings backbone features `[M, K]` with a
@@ -69,8 +69,8 @@ class SceneDictionary:
         projection = self.projection_ir if modality == "ir" else self.projection_vi
         if projection is None or len(projection) != features.shape[1] + 1:
             raise ValueError(
-                f"the dictionary cannot place features of length {features.shape[1]}: build it anew "
-                "with `python training/build_dictionary.py`"
+                f"the dictionary cannot place features of length {features.shape[1]}: build it "
+                "again with `python training/build_dictionary.py`"
             )
         ones = np.ones((len(features), 1), np.float32)
         places = np.hstack((features, ones)) @ projection.astype(np.float32)
@@ -110,7 +110,8 @@ def cluster_scenes(
 
     if len(features) < entries:
         raise ValueError(
-            f"{len(features)} images cannot fill {entries} clusters; give more data or entries=<less>"
+            f"{len(features)} images cannot fill {entries} clusters: "
+            "give more images or a smaller entries="
         )
     pca = PCA(min(components, *features.shape), random_state=seed)
     reduced = pca.fit_transform(features)

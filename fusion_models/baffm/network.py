@@ -25,8 +25,8 @@ BLOCKS = 4
 class LowRankSparse(nn.Module):
     """Unrolled low-rank/sparse decomposition of one modality (LRRNet, eq. 9 to 11).
 
-    ``Z_0 = S_t(conv(x))``, ``Z_k = S_t(g Z_{k-1} + up_k(x - down_k(Z_{k-1})))`` for k = 1..4; the first
-    n channels are the low-rank part, the last n the sparse one.
+    ``Z_0 = S_t(conv(x))``, ``Z_k = S_t(g Z_{k-1} + up_k(x - down_k(Z_{k-1})))`` for k = 1..4; the
+    first n channels are the low-rank part, the last n the sparse one.
 
     The threshold is positively homogeneous, ``S_t(x) = t S_1(x / t)``, so the features are kept
     divided by their thresholds: t moves into the small kernels, and one scalar soft shrinkage, an
@@ -137,8 +137,8 @@ class BackdoorAdjustment(nn.Module):
 class FoldedAdjustment(nn.Module):
     """Deploy form of the extractor and :class:`BackdoorAdjustment` of one modality.
 
-    Dictionary, Wk and Wg are constants by now: ``[B, 1, H, W]`` luminance to ``X' [B, 2n, H, W]`` is
-    the extractor, a matrix product to N logits a pixel, a softmax, and a matrix product back. The
+    Dictionary, Wk and Wg are constants by now: ``[B, 1, H, W]`` luminance to ``X' [B, 2n, H, W]``
+    is the extractor, a matrix product to N logits a pixel, a softmax, and a matrix product back. The
     logits are kept as `[B, HW, N]`: runtimes are an order of magnitude slower at a softmax over
     channels than over the last axis, and matrix products transpose for nothing.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Objective of caf: the fifteen-term loss whose weights a perception task searches (section 3.3)."""
+"""Objective of caf: a loss of fifteen terms, whose weights a perception task searches (3.3)."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 class SiameseEncoder(nn.Module):
     """Two 3x3 convolutions whose weights both modalities share, with batch norms of their own.
 
-    With everything shared the whole network would be symmetric in `ir` and `vi` and could not treat a
-    hot target other than a bright one; besides, the two have other statistics. In the deploy form
+    With everything shared the whole network would be symmetric in `ir` and `vi` and could not treat
+    a hot target other than a bright one; besides, the two have other statistics. In the deploy form
     the norms are folded, which leaves one pair of convolutions a modality.
     """
 
@@ -95,7 +95,7 @@ class CausalFeatureIntegrator(nn.Module):
 
     Args:
         channels: C. stride: pooling before the resize to the token grid.
-        query_stride: queries are taken on features pooled by this factor, their answers brought back
+        query_stride: queries are taken on features pooled by this factor, their answers enlarged
             bilinearly; what 64 tokens can say has no finer detail.
     """
 
@@ -113,7 +113,7 @@ class CausalFeatureIntegrator(nn.Module):
         self.scale = 1.0 / math.sqrt(channels)
 
     def _attend(self, asks: str, source: Tensor, answers: str, tokens: Tensor) -> Tensor:
-        """Queries of one modality's `source` `[B, C, h, w]` over the other's `tokens` `[B, T, C]`."""
+        """Ask the other modality's `tokens` `[B, T, C]` by one's `source` `[B, C, h, w]`."""
         keys = self.key[answers](tokens) @ self.query[asks].weight * self.scale
         logits = source.flatten(2).transpose(1, 2) @ keys.transpose(1, 2)
         answer = torch.softmax(logits.float(), -1).to(tokens.dtype) @ tokens
@@ -121,7 +121,7 @@ class CausalFeatureIntegrator(nn.Module):
         return F.conv2d(answer, self.value[answers].weight[..., None, None])
 
     def forward(self, ir: Tensor, vi: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[B, C, H, W]` of both modalities to `(theta_CFI [B, C, H, W], G [B, 1, H, W])`."""
+        """Both modalities' features `[B, C, H, W]` to `theta_CFI [B, C, H, W]`, `G [B, 1, H, W]`."""
         tokens_ir, tokens_vi = (
             pool_tokens(x, GRID, self.stride).flatten(2).transpose(1, 2) for x in (ir, vi)
         )

@@ -20,7 +20,7 @@ INTENSITIES = ("masked", "plain", "max")
 
 
 class RefineFuseObjective(nn.Module):
-    """``|M_ir (F - ir)| + |M_vi (F - vi)| + texture L_tex`` plus terms that keep the picture natural.
+    """``|M_ir (F - ir)| + |M_vi (F - vi)| + texture L_tex``, plus terms for a natural picture.
 
     M_ir is where a label or the local contrast favours thermal, M_vi = 1 - M_ir.
 

@@ -87,8 +87,9 @@ def test_a_fifth_method_trains_exports_and_runs_without_runtime_code(own_method,
 
 def test_the_runtime_imports_no_torch():
     code = (
-        "import sys, fusion_ros.frame.fuser, fusion_ros.frame.detector, fusion_ros.inference.models, fusion_ros.frame.pairing,"
-        "fusion_ros.frame.thermal, fusion_ros.frame.registration, fusion_ros.inference, fusion_models;"
+        "import sys, fusion_ros.frame.fuser, fusion_ros.frame.detector, fusion_ros.frame.pairing,"
+        "fusion_ros.frame.thermal, fusion_ros.frame.registration, fusion_ros.inference.models,"
+        "fusion_ros.inference, fusion_models;"
         "assert 'torch' not in sys.modules and 'onnx' not in sys.modules"
     )
     root = Path(__file__).resolve().parents[2]

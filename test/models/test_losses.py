@@ -18,7 +18,7 @@ from fusion_models.losses import (  # noqa: E402
 
 @pytest.fixture
 def scene():
-    """A grey wall of texture with a hot disc, thermal flat elsewhere: `ir`, `vi` `[1, 1, 96, 96]`."""
+    """A textured grey wall; in thermal a hot disc on a flat ground. `ir`, `vi` `[1, 1, 96, 96]`."""
     torch.manual_seed(0)
     rows, columns = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
     disc = (((rows - 48) ** 2 + (columns - 48) ** 2) < 100).float()[None, None]
