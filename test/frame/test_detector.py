@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -151,6 +153,38 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
     common = np.prod(np.clip(high - low, 0, None))
     return common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common)
+
+
+@pytest.mark.parametrize("scene", ["day", "night"])
+def test_kept_boxes_and_their_places_agree_with_ultralytics(tmp_path, scene):
+    """Both get the same raw output: overlapping boxes of two classes."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("ultralytics")
+    from ultralytics.utils import nms, ops
+
+    image = cv2.imread(str(Path(__file__).resolve().parents[1] / "data" / "vi" / f"{scene}.png"))
+    rng = np.random.default_rng(len(scene))
+    centres = rng.uniform(60, 260, (6, 2))[rng.integers(6, size=40)] + rng.normal(0, 8, (40, 2))
+    sides = rng.uniform(30, 60, (40, 2))
+    corners = np.hstack([centres - sides / 2, centres + sides / 2])
+    scores = rng.permutation(np.linspace(0.05, 0.95, 40))
+    found = [(int(rng.integers(2)), float(s), tuple(c)) for s, c in zip(scores, corners)]
+    path = write_detector_onnx(tmp_path / "detector.onnx", found, size=320)
+    ours = Detector(load_engine(path, "onnxruntime_cpu"), confidence=0.25, iou=0.5).detect(image)
+
+    raw = np.zeros((1, 6, 40), np.float32)
+    for i, (class_id, score, (x1, y1, x2, y2)) in enumerate(found):
+        raw[0, :4, i] = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+        raw[0, 4 + class_id, i] = score
+    (kept,) = nms.non_max_suppression(torch.from_numpy(raw), conf_thres=0.25, iou_thres=0.5)
+    kept[:, :4] = ops.scale_boxes((320, 320), kept[:, :4], image.shape)
+    theirs = kept.numpy()[kept[:, 4].argsort(descending=True).numpy()]
+    ours.sort(key=lambda d: -d.score)
+    assert len(ours) == len(theirs) > 5
+    boxes = np.array([(d.x, d.y, d.x + d.width, d.y + d.height) for d in ours])
+    np.testing.assert_allclose(boxes, theirs[:, :4], atol=0.6)
+    np.testing.assert_allclose([d.score for d in ours], theirs[:, 4], atol=1e-4)
+    assert [d.class_id for d in ours] == theirs[:, 5].astype(int).tolist()
 
 
 def test_boxes_agree_with_ultralytics(shared_data):
