@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """Exports a trained network to the ONNX file the runtime loads.
 
-    python training/export.py method=baffm run=runs/baffm   # a training run -> fusion_models/weights
-    python training/export.py method=baffm                  # the committed parameters again
+    python training/export.py method=baffm run=runs/baffm  # a training run -> fusion_models/weights
+    python training/export.py method=baffm                 # the committed parameters again
     python training/export.py method=baffm run=runs/baffm output=/tmp/my_weights
 
 Settings as `key=value`: method, run (folder of a training run; '' for the committed parameters),

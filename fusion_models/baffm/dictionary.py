@@ -111,7 +111,7 @@ def cluster_scenes(
     if len(features) < entries:
         raise ValueError(
             f"{len(features)} images cannot fill {entries} clusters: "
-            "give more images or a smaller entries="
+            "give more data or entries=<less>"
         )
     pca = PCA(min(components, *features.shape), random_state=seed)
     reduced = pca.fit_transform(features)

@@ -138,8 +138,8 @@ class FoldedAdjustment(nn.Module):
     """Deploy form of the extractor and :class:`BackdoorAdjustment` of one modality.
 
     Dictionary, Wk and Wg are constants by now: ``[B, 1, H, W]`` luminance to ``X' [B, 2n, H, W]``
-    is the extractor, a matrix product to N logits a pixel, a softmax, and a matrix product back. The
-    logits are kept as `[B, HW, N]`: runtimes are an order of magnitude slower at a softmax over
+    is the extractor, a matrix product to N logits a pixel, a softmax, and a matrix product back.
+    The logits are kept as `[B, HW, N]`: runtimes are an order of magnitude slower at a softmax over
     channels than over the last axis, and matrix products transpose for nothing.
 
     The output times :attr:`mix` `[2n, 2n]` is X': Wh is taken out of it, ``X' = Wh (X + Wh^-1 C

@@ -121,7 +121,7 @@ class CausalFeatureIntegrator(nn.Module):
         return F.conv2d(answer, self.value[answers].weight[..., None, None])
 
     def forward(self, ir: Tensor, vi: Tensor) -> tuple[Tensor, Tensor]:
-        """Both modalities' features `[B, C, H, W]` to `theta_CFI [B, C, H, W]`, `G [B, 1, H, W]`."""
+        """Both features `[B, C, H, W]` to `theta_CFI [B, C, H, W]` and `G [B, 1, H, W]`."""
         tokens_ir, tokens_vi = (
             pool_tokens(x, GRID, self.stride).flatten(2).transpose(1, 2) for x in (ir, vi)
         )
