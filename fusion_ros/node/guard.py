@@ -9,6 +9,7 @@ itself raises between the callbacks, such as for a message that cannot be decode
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ __all__ = ["GuardedNode", "describe", "spin"]
 
 _WAKE_S = 0.2
 """How often `spin` asks whether to go on, s."""
+_RETRY_S = 0.01
+"""Pause after an exception, so that one that comes back does not take a whole core, s."""
 
 
 class GuardedNode(LifecycleNode):
@@ -95,5 +98,6 @@ def spin(node: GuardedNode, stopped: Callable[[], bool]) -> None:
                 return
             except Exception as error:
                 node.callback_failed("taking a message or request", error)
+                time.sleep(_RETRY_S)
     finally:
         executor.shutdown(timeout_sec=0)

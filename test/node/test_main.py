@@ -83,8 +83,6 @@ def start(average) -> Iterator:
     [
         ("method:=nonsense", "choose one of"),
         ("tolerance:=-3.0", "tolerance"),
-        ("qos:=5", "reliable"),
-        ("method:=~nobody/x.onnx", "x.onnx"),
         (f"method:={'x' * 300}.onnx", "parameter method"),
         ("bad name:=1", "bad name"),
     ],
@@ -158,7 +156,7 @@ def test_signals_during_imports_end_the_process_cleanly(start, average, module, 
     end_cleanly(process, signals)
 
 
-@pytest.mark.parametrize("signals", SINGLE + DOUBLE)
+@pytest.mark.parametrize("signals", [SINGLE[1], *DOUBLE])
 def test_signals_end_an_active_node_cleanly(start, average, signals):
     process = start(parameters=["detect:=false", f"method:={average}"])
     process.wait_for("fusing by")
@@ -248,12 +246,20 @@ def test_signals_end_a_busy_process_cleanly(start, average, state, signals):
     end_cleanly(process, signals)
 
 
-def test_a_signal_that_comes_last_does_not_change_the_exit_code(start, average):
-    announce = (
-        "import atexit, signal, os; "
-        "atexit.register(lambda: [os.kill(os.getpid(), n) for n in (signal.SIGINT, 15)]); "
-    )
-    process = start("-c", announce + RUN, parameters=["detect:=false", f"method:={average}"])
+LATE = """
+import os, signal
+
+class Late:
+    # Deleted with the modules, when Python has given the signals their default effect again.
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGINT):
+        kill(process, number)
+
+late = Late()
+"""
+
+
+def test_a_signal_at_the_very_end_does_not_change_the_exit_code(start, average):
+    process = start("-c", LATE + RUN, parameters=["detect:=false", f"method:={average}"])
     process.wait_for("fusing by")
     end_cleanly(process, (signal.SIGINT,))
 
