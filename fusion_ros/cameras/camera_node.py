@@ -31,7 +31,7 @@ from std_msgs.msg import Header
 
 from fusion_ros.cameras.files import FilesError, PairFolder
 from fusion_ros.cameras.street import scene
-from fusion_ros.cameras.street.ahead import Loop, LoopPlan
+from fusion_ros.cameras.street.ahead import LOOP_RATE, Loop, LoopPlan
 from fusion_ros.cameras.street.simulated import (
     COUNTS_PER_KELVIN,
     ZERO_CELSIUS,
@@ -251,9 +251,9 @@ def _loop(settings: Settings, model: scene.CameraModel) -> Loop:
             logger.info(f"frames of the {settings.camera} camera drawn ahead: {done} of {count}")
 
     try:
-        plan = LoopPlan(
-            settings.camera, settings.scene, settings.seed, rate=settings.rate, model=model
-        )
+        # One loop serves every lower rate: it plays the frame nearest in time.
+        rate = max(settings.rate, LOOP_RATE)
+        plan = LoopPlan(settings.camera, settings.scene, settings.seed, rate=rate, model=model)
     except ValueError as error:
         raise ParameterError(f"parameter ahead: {error}") from error
     return Loop(plan, progress=progress)

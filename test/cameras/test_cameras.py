@@ -364,6 +364,32 @@ def test_a_simulated_camera_waits_for_its_subscriber_and_stamps_with_its_clock_o
     assert frames[0].header.frame_id == "thermal_optical_frame"
 
 
+@pytest.mark.slow
+def test_a_camera_that_draws_ahead_says_so_and_keeps_the_loop(listener, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    node = _start(
+        "thermal",
+        scene="night",
+        ahead="true",
+        rate=10,
+        frames=3,
+        wait_for_subscribers=1,
+        width=48,
+        height=32,
+    )
+    try:
+        got = listener(lambda: node.poll() is not None, 60.0)
+        got = listener(lambda: False, 0.5)
+    finally:
+        node.kill()
+        out, err = node.communicate()
+    assert node.returncode == 0, err
+    assert "drawn ahead: 720 of 720" in out + err  # a round of the traffic at 30 per second
+    assert len(got["thermal", "Image"]) == 3
+    (kept,) = (tmp_path / ".cache/fusion_ros/street").iterdir()
+    assert kept.stat().st_size >= 720 * 48 * 32 * 2
+
+
 def test_a_late_camera_with_a_start_time_ends_with_the_grid(listener):
     start = time.time_ns() - 3_600_000_000_000
     node = _start(

@@ -31,12 +31,22 @@ from fusion_ros.cameras.street.scene import (
 )
 from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal
 
-__all__ = ["LARGEST_LOOP", "MOST_BYTES", "Loop", "LoopPlan", "default_folder", "loop_seconds"]
+__all__ = [
+    "LARGEST_LOOP",
+    "LOOP_RATE",
+    "MOST_BYTES",
+    "Loop",
+    "LoopPlan",
+    "default_folder",
+    "loop_seconds",
+]
 
 MOST_BYTES = 3 << 29
 """What all loops may take on the disk."""
 LARGEST_LOOP = 1 << 30
 """What one loop may take, in bytes."""
+LOOP_RATE = 30.0
+"""Usual frames per second of scene time."""
 
 
 def default_folder() -> Path:
@@ -60,7 +70,7 @@ class LoopPlan:
     camera: str  # 'rgb' or 'thermal'
     scene_name: str = "tour"
     seed: int = 0
-    rate: float = 30.0  # frames per second of scene time
+    rate: float = LOOP_RATE  # frames per second of scene time
     seconds: float = 0.0  # length; 0: `loop_seconds` of the scene
     model: CameraModel | None = None  # None: the usual one of the camera
 
