@@ -48,7 +48,7 @@ def test_scenes_of_one_kind_make_one_cluster_and_the_frequency_is_their_share(sc
 
 
 def test_fewer_images_than_clusters_say_what_to_do(scenes):
-    with pytest.raises(ValueError, match="4 images cannot fill 25 clusters; give more data"):
+    with pytest.raises(ValueError, match="4 images cannot fill 25 clusters: give more data"):
         cluster_scenes(scenes[0][:4], entries=25, components=8)
 
 
