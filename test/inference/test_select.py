@@ -8,8 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from support import pair, write_fusion_onnx
+from support import pair, write_detector_onnx, write_fusion_onnx
 
+from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.inference import (
     Candidate,
@@ -182,6 +183,19 @@ def test_a_backend_that_fails_while_it_runs_costs_one_frame(
     assert named(fuser.engine) == [
         "tensorrt not used: it failed while running: the GPU has fallen off the bus"
     ]
+
+
+def test_a_detector_that_fails_while_it_runs_costs_one_image(gpu, cuda_provider, failing, tmp_path):
+    boxes = [(0, 0.9, (8, 8, 24, 40)), (1, 0.7, (30, 8, 50, 40))]
+    onnx = write_detector_onnx(tmp_path / "boxes.onnx", boxes)
+    detector = Detector(load_engine(onnx, cache_dir=tmp_path))
+    image = pair()[1]
+    found = detector.detect(image)
+    failing.running = {"tensorrt": RuntimeError("lost"), "onnxruntime_cuda": RuntimeError("too")}
+    with pytest.raises(EngineError, match="lost"):
+        detector.detect(image)
+    assert detector.detect(image) == found and len(found) == 2
+    assert detector.engine.device == "CPU" and not detector.converts_on_gpu
 
 
 def test_a_named_backend_that_fails_while_it_runs_runs_the_next_frame(failing, average):
