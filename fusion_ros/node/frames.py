@@ -76,6 +76,9 @@ class Frames:
             thermal = None if job.thermal is None else self._to_thermal(job.thermal)
             visible = None if job.rgb is None else self._to_visible(job.rgb)
         fused = pipeline.fuse(thermal, visible)
+        if not outputs.active:
+            monitor.count("displaced")  # the node was deactivated meanwhile
+            return
         header = (job.thermal if job.rgb is None else job.rgb).header
         with monitor.timed("publish"):
             outputs.image(FUSED, fused, header)

@@ -59,6 +59,11 @@ class Outputs:
             self.close()
             raise
 
+    @property
+    def active(self) -> bool:
+        """Whether messages are published at all: not after a deactivation."""
+        return FUSED in self._publishers and self._publishers[FUSED].is_activated
+
     def wanted(self, *topics: str) -> bool:
         """Whether one of `topics` has a subscriber."""
         return any(
