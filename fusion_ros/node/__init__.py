@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""The ROS nodes' side: parameters, topics, diagnostics, lifecycle."""
+"""The fusion node: lifecycle, parameters, topics, diagnostics and process."""

@@ -588,7 +588,7 @@ def test_a_detector_that_was_named_must_be_there(bench):
 
 IMPOSSIBLE = [
     ("method", "nonsense", "choose one of"),
-    ("method", "~nobody/x.onnx", "parameter method"),
+    ("method", "~no-such-user/x.onnx", "parameter method"),
     ("method", "x" * 300 + ".onnx", "parameter method"),
     ("method", "a\0b.onnx", "parameter method"),
     ("confidence", 1.5, "from 0 to 1"),

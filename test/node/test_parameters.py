@@ -59,7 +59,7 @@ def test_defaults_are_allowed():
         ("method", "nonsense", ", ".join(list_methods())),
         ("method", "/nowhere/net.onnx", "/nowhere/net.onnx"),
         ("method", 3, "text"),
-        ("method", "~nobody/x.onnx", "x.onnx"),
+        ("method", "~no-such-user/x.onnx", "x.onnx"),
         ("method", "x" * 300 + ".onnx", "x.onnx"),
         ("qos", "nonsense", "reliable, best_effort"),
     ],
