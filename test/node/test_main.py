@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 from support import write_fusion_onnx
 
+pytest.importorskip("rclpy")
+
 PATIENCE_S = 120
 names = (f"test_main_{number}" for number in itertools.count())
 
@@ -117,7 +119,7 @@ def test_with_build_only_the_process_prepares_the_networks_and_ends(
     [
         ("rclpy", "source /opt/ros/"),
         ("cv2", "python3-opencv"),
-        ("onnxruntime", "pip install onnxruntime"),
+        ("onnxruntime", "pip install 'onnxruntime>="),
     ],
 )
 def test_a_missing_library_ends_the_process_with_its_remedy_in_one_line(
