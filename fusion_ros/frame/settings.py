@@ -243,8 +243,10 @@ class Settings:
             object.__setattr__(self, name, spec.coerce(name, getattr(self, name)))
         try:
             model_path(self.method, self.precision)
-        except (ValueError, OSError, RuntimeError) as error:  # the latter two by impossible paths
+        except ValueError as error:
             raise ParameterError("method", str(error)) from None
+        except (OSError, RuntimeError) as error:  # too long, or below an unknown user's home
+            raise ParameterError("method", f"no path '{self.method[:80]}': {error}") from None
         if 0 < self.processing_size < SMALLEST:
             raise ParameterError(
                 "processing_size",

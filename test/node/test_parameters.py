@@ -60,7 +60,7 @@ def test_defaults_are_allowed():
         ("method", "/nowhere/net.onnx", "/nowhere/net.onnx"),
         ("method", 3, "text"),
         ("method", "~no-such-user/x.onnx", "x.onnx"),
-        ("method", "x" * 300 + ".onnx", "x.onnx"),
+        ("method", "x" * 300 + ".onnx", "too long"),
         ("qos", "nonsense", "reliable, best_effort"),
     ],
 )
