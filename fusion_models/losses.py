@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """Terms of fusion objectives that several methods share.
 
-All images are `[B, 1, H, W]` in [0, 1]; all terms are means over the batch, so that weights mean the
-same for every crop size. `F` is the fused image.
+All images are `[B, 1, H, W]` in [0, 1]; all terms are means over the batch, so that weights mean
+the same for every crop size. `F` is the fused image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def sobel(x: Tensor) -> Tensor:
 
 
 def gradient_magnitude(x: Tensor) -> Tensor:
-    """``|dx| + |dy|`` of the Sobel gradient, `[B, 1, H, W]`: the texture term of SeAFusion and heirs."""
+    """``|dx| + |dy|`` of the Sobel gradient, `[B, 1, H, W]`: the texture term of SeAFusion."""
     return sobel(x).abs().sum(1, keepdim=True)
 
 
@@ -60,8 +60,8 @@ def local_deviation(x: Tensor, size: int) -> Tensor:
 def contrast_mask(ir: Tensor, vi: Tensor, size: int = 31) -> Tensor:
     """1 where the thermal pixel stands out more from its surroundings than the visible one.
 
-    The squared difference to the local mean decides (RefineFuse, section on the loss); the result is
-    a soft mask, since a hard one would print its edge into the fused image.
+    The squared difference to the local mean decides (RefineFuse, section on the loss); the result
+    is a soft mask, since a hard one would print its edge into the fused image.
     """
     ir_contrast = (ir - local_mean(ir, size)).square()
     vi_contrast = (vi - local_mean(vi, size)).square()
@@ -126,17 +126,17 @@ class Target:
 class FusionTarget(nn.Module):
     """Per-pixel intensity and gradient that a fused image should show.
 
-    The pixel-wise maximum washes daylight pictures out: hot road and hot cars swallow lane marks and
-    plates. Here thermal raises a pixel only where it carries information of its own: where it stands
-    out from its surroundings (targets), or where the visible image shows nothing (night, smoke).
+    The pixel-wise maximum washes daylight pictures out: hot road and hot cars swallow lane marks
+    and plates. Here thermal raises a pixel only where it carries information of its own: where it
+    stands out from its surroundings (targets), or where the visible image shows nothing (night, smoke).
 
     Args:
         size: box in pixels of the local contrast; surround: box of the target's surroundings.
         noise: thermal gradients below this (per pixel, [0, 1] scale) count as sensor noise.
         gain: factor on the target gradient; a little over 1 counters the blur of small networks.
         contrast: how much of the intensity's difference to its surroundings is added once more.
-        knee: above it, what thermal and `contrast` add rolls off towards the middle between it and 1,
-            so that saturated thermal keeps some drawing (1: no roll-off).
+        knee: above it, what thermal and `contrast` add rolls off towards the middle between it and
+            1, so that saturated thermal keeps some drawing (1: no roll-off).
         ceiling: above it a tenth of the slope, for the visible image too: room below white costs
             the eye nothing, and what is saturated in one camera only is not over-exposed then.
         sharpness: how decidedly the stronger modality wins; higher approaches a hard choice.
