@@ -3,7 +3,9 @@
 
 import sys
 
-from fusion_ros.commands.main import main
-
 if __name__ == "__main__":
+    try:
+        from fusion_ros.commands.main import main
+    except KeyboardInterrupt:
+        sys.exit(130)
     sys.exit(main())

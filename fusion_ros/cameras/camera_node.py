@@ -527,24 +527,26 @@ def main(args: list[str] | None = None) -> int:
 
     args: ROS arguments, by default those of the process. Must run in the main thread.
     """
-    # Signals only set a flag: as an exception, one could hit and be lost in any destructor, and
-    # `ros2 launch` repeats the Ctrl-C that the terminal sent already.
-    stopped: list[CameraNode] = []
+    # Once the node runs, signals only set a flag: as an exception, one could hit any destructor and
+    # be lost there, and `ros2 launch` repeats the Ctrl-C that the terminal sent already.
+    running: CameraNode | None = None
     signals = 0
 
     def stop(number: int, frame: object) -> None:
         nonlocal signals
         signals += 1
-        for node in stopped:
-            node.stop()
+        if running is not None:
+            running.stop()
+        elif signals == 1:
+            raise KeyboardInterrupt  # drawing the scene takes seconds
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     status = 0
     try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = CameraNode()
-        stopped.append(node)
+        running = node
         if not signals:
             node.run()
         print(
@@ -552,6 +554,8 @@ def main(args: list[str] | None = None) -> int:
             flush=True,
         )
         node.destroy_node()
+    except KeyboardInterrupt:
+        pass
     except (ParameterError, FilesError) as error:
         print(f"camera_node: {error}", file=sys.stderr)
         status = 1
