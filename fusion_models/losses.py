@@ -128,7 +128,8 @@ class FusionTarget(nn.Module):
 
     The pixel-wise maximum washes daylight pictures out: hot road and hot cars swallow lane marks
     and plates. Here thermal raises a pixel only where it carries information of its own: where it
-    stands out from its surroundings (targets), or where the visible image shows nothing (night, smoke).
+    stands out from its surroundings (targets), or where the visible image shows nothing (night,
+    smoke).
 
     Args:
         size: box in pixels of the local contrast; surround: box of the target's surroundings.
