@@ -130,6 +130,20 @@ def test_a_simulated_camera_waits_for_its_subscriber_and_stamps_with_its_clock_o
     assert frames[0].header.frame_id == "thermal_optical_frame"
 
 
+@pytest.mark.slow
+def test_a_camera_that_draws_ahead_says_so_and_keeps_the_loop(watch, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    camera = watch.start(
+        "thermal", scene="night", ahead=True, rate=10, frames=3, wait_for_subscribers=1,
+        width=48, height=32,
+    )  # fmt: skip
+    watch.wait_for_end(camera)
+    assert "drawn ahead: 720 of 720" in camera.text()  # a round of the traffic at 30 per second
+    assert len(watch.images("thermal")) == 3
+    (kept,) = (tmp_path / ".cache/fusion_ros/street").iterdir()
+    assert kept.stat().st_size >= 720 * 48 * 32 * 2
+
+
 def test_a_late_camera_with_a_start_time_ends_with_the_grid(watch):
     start = time.time_ns() - 3_600_000_000_000
     camera = watch.start(
