@@ -54,8 +54,10 @@ TENSORRT = [
     "tensorrt-rtx-cu13-libs; platform_machine == 'x86_64'",
     "tensorrt-rtx-cu13-bindings; platform_machine == 'x86_64'",
 ]
+# `evaluate_bag`, `make_bag` and `top`; the node needs none of it.
+BAGS = ["rosbags", "mcap", "jinja2", "dask[distributed]", "rich", "tqdm", "PyYAML"]
 LINT = ["ruff"]
-TEST = ["pytest>=7", "PyYAML", "rosbags", "setuptools>=70.1", "onnx"]
+TEST = ["pytest>=7", "PyYAML", "setuptools>=70.1", "onnx", *BAGS, "selenium"]
 
 
 def share(folder: str, pattern: str) -> tuple[str, list[str]]:
@@ -94,6 +96,7 @@ setup(
         "detector": DETECTOR,
         "dictionary": DICTIONARY,
         "tensorrt": TENSORRT,
+        "bags": BAGS,
         "lint": LINT,
         "test": TEST,
     },

@@ -23,6 +23,10 @@ _REMEDIES = {
     ),
     "cv2": "`apt install python3-opencv` or `pip install opencv-python-headless`",
     "numpy": "`apt install python3-numpy` or `pip install numpy`",
+    **dict.fromkeys(
+        ("rosbags", "mcap", "jinja2", "dask", "distributed", "rich", "tqdm"),
+        "`pip install 'fusion_ros[bags]'`, or `pip install '.[bags]'` in the repository",
+    ),
     "yaml": "`apt install python3-yaml` or `pip install PyYAML`",
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = {"fusion_ros", "fusion_models", "training", "support", "made_up_gpu"}
+OURS = {"fusion_ros", "fusion_models", "training", "support", "support_bags", "made_up_gpu"}
 
 # Inherited by the nodes that tests start: other ROS traffic on this machine or network stays out.
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")

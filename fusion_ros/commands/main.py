@@ -45,6 +45,9 @@ COMMANDS = {
     "build_engine": Command(
         "fusion_ros.commands.build_engine", "build TensorRT engines ahead of the node's first start"
     ),
+    "make_bag": Command(
+        "fusion_ros.commands.bag.make_bag", "make a bag of simulated cameras, pairs or videos"
+    ),
     "fuse_node": Command("fusion_ros.node.main", "run the fusion node", node=True),
     "camera_node": Command(
         "fusion_ros.cameras.camera_node", "run a simulated camera or one from files", node=True

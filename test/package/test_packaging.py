@@ -33,6 +33,8 @@ ROSDEP_KEYS = {
 }
 # Used where it is installed, done without where it is not.
 OPTIONAL = {
+    # Of the extra `bags`.
+    *("rosbags", "mcap", "jinja2", "dask", "distributed", "rich", "tqdm", "rerun"),
     "cuda",
     "matplotlib",
     "onnx",
@@ -139,7 +141,7 @@ def test_pip_brings_nothing_over_what_the_system_has(wheel):
 
 def test_every_extra_has_its_tested_versions(wheel):
     pinned = re.findall(r"^([-\w.]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    for extra in ("cpu", "ros", "train", "tensorrt", "lint", "test"):
+    for extra in ("cpu", "ros", "train", "tensorrt", "bags", "lint", "test"):
         names = {name.lower().replace("_", "-") for name in required(wheel, extra)}
         assert names and names - set(pinned) == set(), extra
 

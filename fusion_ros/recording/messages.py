@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Messages of bags as plain objects with the fields of ROS 2, made without ROS.
+
+Types come from `rosbags`, not from the bag: those of sensor_msgs have been the same since the first
+ROS 2, so a bag without message definitions is read too.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+from fusion_ros.frame.images import ImageError
+
+__all__ = ["CAMERA_INFO", "COMPRESSED", "IMAGE", "decode", "decompressed", "ros2_types", "stamp_ns"]
+
+IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+
+_VISION = {
+    "vision_msgs/msg/Point2D": "float64 x\nfloat64 y\n",
+    "vision_msgs/msg/Pose2D": "vision_msgs/Point2D position\nfloat64 theta\n",
+    "vision_msgs/msg/BoundingBox2D": (
+        "vision_msgs/Pose2D center\nfloat64 size_x\nfloat64 size_y\n"
+    ),
+    "vision_msgs/msg/ObjectHypothesis": "string class_id\nfloat64 score\n",
+    "vision_msgs/msg/ObjectHypothesisWithPose": (
+        "vision_msgs/ObjectHypothesis hypothesis\ngeometry_msgs/PoseWithCovariance pose\n"
+    ),
+    "vision_msgs/msg/Detection2D": (
+        "std_msgs/Header header\nvision_msgs/ObjectHypothesisWithPose[] results\n"
+        "vision_msgs/BoundingBox2D bbox\nstring id\n"
+    ),
+    "vision_msgs/msg/Detection2DArray": (
+        "std_msgs/Header header\nvision_msgs/Detection2D[] detections\n"
+    ),
+}
+"""Definitions of vision_msgs 4, which `rosbags` lacks."""
+
+
+@cache
+def ros2_types() -> Any:
+    """The type store of ROS 2 with vision_msgs; made once, since it takes half a second."""
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    types: dict = {}
+    for name, text in _VISION.items():
+        types.update(get_types_from_msg(text, name))
+    store.register(types)
+    return store
+
+
+@cache
+def _ros1_types() -> Any:
+    return get_typestore(Stores.ROS1_NOETIC)
+
+
+def decode(data: bytes, kind: str, ros1: bool = False) -> Any:
+    """The message in `data`, of the ROS 2 type `kind`; of CameraInfo with the fields of ROS 2.
+
+    Raises ImageError if the data does not hold such a message.
+    """
+    try:
+        if not ros1:
+            return ros2_types().deserialize_cdr(data, kind)
+        message = _ros1_types().deserialize_ros1(data, kind)
+    except Exception as error:  # rosbags' own, struct's, UnicodeDecodeError
+        raise ImageError(
+            f"a message of {len(data)} bytes is no {kind}: {type(error).__name__}: {error}"[:300]
+        ) from None
+    if kind != CAMERA_INFO:
+        return message
+    names = ("header", "height", "width", "distortion_model", "binning_x", "binning_y", "roi")
+    fields = {name: getattr(message, name) for name in names}
+    return SimpleNamespace(**fields, d=message.D, k=message.K, r=message.R, p=message.P)
+
+
+def stamp_ns(data: bytes, ros1: bool = False) -> int:
+    """Stamp of a serialized message that begins with a header, ns; 0 where there is none."""
+    try:
+        if ros1:  # seq, secs, nsecs
+            seconds, nanoseconds = struct.unpack_from("<II", data, 4)
+        else:  # four bytes before the message, of which the second tells the byte order
+            seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
+    except (struct.error, IndexError):
+        return 0
+    return seconds * 1_000_000_000 + nanoseconds
+
+
+def decompressed(message: Any) -> Any:
+    """The sensor_msgs/Image in a CompressedImage, as an object of the same fields.
+
+    8 and 16 bit, one to four channels, as OpenCV reads JPEG, PNG and others. Raises ImageError for
+    data that is no whole image, and for compressedDepth, whose data has a header of its own.
+    """
+    declared = str(message.format)
+    if "compresseddepth" in declared.lower():
+        raise ImageError(
+            f"format '{declared[:60]}' is that of depth images: expected jpeg or png; record the "
+            "topic .../compressed instead of .../compressedDepth"
+        )
+    data = np.frombuffer(message.data, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if image is None or image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f"a compressed image of {data.size} bytes, format '{declared[:60]}', cannot be "
+            "decoded: it is cut off, or in a format that OpenCV does not read"
+        )
+    deep = image.dtype == np.uint16
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    encoding = {1: "mono", 3: "bgr", 4: "bgra"}[channels] + ("16" if deep else "8")
+    return SimpleNamespace(
+        header=message.header,
+        height=image.shape[0],
+        width=image.shape[1],
+        encoding=encoding,
+        is_bigendian=0,
+        step=image.shape[1] * channels * image.itemsize,
+        data=np.ascontiguousarray(image).view(np.uint8).ravel(),
+    )
