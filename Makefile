@@ -17,7 +17,7 @@ VENV ?= .venv
 CONSTRAINTS := constraints.txt
 DEMO := .[cpu,ros]
 TRAIN := .[cpu,ros,train,detector]
-TEST := .[cpu,ros,train,detector,dictionary,tensorrt,lint,test]
+TEST := .[cpu,ros,train,detector,search,dictionary,tensorrt,lint,test]
 else
 VENV ?= .venv-$(or $(ROS_DISTRO),ros)
 VENV_OPTIONS := --system-site-packages
@@ -25,7 +25,7 @@ CONSTRAINTS := $(VENV)/constraints.txt
 REQUIREMENTS := -r $(VENV)/requirements.txt
 DEMO := .
 TRAIN := .[train,detector]
-TEST := .[train,detector,dictionary,tensorrt,lint,test]
+TEST := .[train,detector,search,dictionary,tensorrt,lint,test]
 endif
 LINT := .[lint]
 

@@ -36,9 +36,17 @@ TRAIN = [
     "onnx",
     "onnxscript",
 ]
-# What training itself does not use: a detector to export or to fine-tune, and the backbones and the
-# clustering from which baffm's scene dictionary is built.
-DETECTOR = ["torch", "torchvision", "ultralytics-opencv-headless", "onnx", "onnxscript"]
+# What training itself does not use: a detector to export, to fine-tune or to measure, the tasks
+# that search a loss, and the backbones and the clustering of baffm's scene dictionary.
+DETECTOR = [
+    "torch",
+    "torchvision",
+    "ultralytics-opencv-headless",
+    "onnx",
+    "onnxscript",
+    "pycocotools",
+]
+SEARCH = ["torch", "torchvision", "ultralytics-opencv-headless", "transformers"]
 DICTIONARY = [
     "torch",
     "torchvision",
@@ -76,7 +84,7 @@ setup(
     license="AGPL-3.0-only",
     python_requires=">=3.10",
     packages=find_packages(include=["fusion_ros*", "fusion_models*"]),
-    package_data={"fusion_models": ["weights/*", "*/*.npz"]},
+    package_data={"fusion_models": ["weights/*", "*/*.npz", "detection/weights/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         share("", "package.xml"),
@@ -95,6 +103,7 @@ setup(
         "train": TRAIN,
         "detector": DETECTOR,
         "dictionary": DICTIONARY,
+        "search": SEARCH,
         "tensorrt": TENSORRT,
         "bags": BAGS,
         "lint": LINT,

@@ -81,7 +81,9 @@ def test_a_second_run_installs_nothing(checkout):
 
 def test_what_the_tests_installed_serves_the_demo(checkout):
     checkout.make("test")
-    assert checkout.installed() == [".[cpu,ros,train,detector,dictionary,tensorrt,lint,test]"]
+    assert checkout.installed() == [
+        ".[cpu,ros,train,detector,search,dictionary,tensorrt,lint,test]"
+    ]
     checkout.make("demo")
     assert checkout.installed() == []
 
@@ -123,7 +125,9 @@ def test_changed_requirements_are_installed_and_old_stamps_dropped(checkout):
     checkout.make("demo")
     assert checkout.installed() == [".[cpu,ros]"]
     checkout.make("test")
-    assert checkout.installed() == [".[cpu,ros,train,detector,dictionary,tensorrt,lint,test]"]
+    assert checkout.installed() == [
+        ".[cpu,ros,train,detector,search,dictionary,tensorrt,lint,test]"
+    ]
 
 
 def test_a_failed_installation_says_so_and_is_taken_up_again(checkout):

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""What a detector may be given of a pair: one camera alone, a rule without a network, a fused image.
+
+All pictures are `(H, W, 3)` uint8 BGR of the pair's size. A fused luminance is coloured by the
+visible image, as in the node; the infrared image alone is grey. Needs numpy and OpenCV only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from fusion_models.evaluation.evaluate import Fuse, average, maximum
+from fusion_models.pairs import ImagePair
+
+Picture = Callable[[ImagePair], np.ndarray]
+"""What a detector is given of a pair: `(H, W, 3)` uint8 BGR."""
+
+
+def visible(pair: ImagePair) -> np.ndarray:
+    """The visible image alone, in colour."""
+    return pair.colour(pair.vi)
+
+
+def infrared(pair: ImagePair) -> np.ndarray:
+    """The infrared image alone, grey."""
+    return cv2.cvtColor(pair.ir, cv2.COLOR_GRAY2BGR)
+
+
+@dataclass(frozen=True)
+class Coloured:
+    """A fused luminance in the visible image's colours."""
+
+    fuse: Fuse
+
+    def __call__(self, pair: ImagePair) -> np.ndarray:
+        return pair.colour(self.fuse(pair))
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """`share` infrared and the rest visible; its contrast about a mean of 127 px times `gain`."""
+
+    share: float
+    gain: float = 1.0
+
+    def __call__(self, pair: ImagePair) -> np.ndarray:
+        mean = self.share * pair.ir.astype(np.float32) + (1 - self.share) * pair.vi
+        if self.gain != 1:
+            around = cv2.blur(mean, (127, 127))
+            mean = around + self.gain * (mean - around)
+        return np.rint(mean.clip(0, 255)).astype(np.uint8)
+
+
+SOURCES: dict[str, Picture] = {"visible": visible, "infrared": infrared}
+"""Each camera alone: they belong into every table."""
+
+RULES: dict[str, Fuse] = {
+    "average": average,
+    "maximum": maximum,
+    "mean .6": WeightedMean(0.6),
+    "mean .7": WeightedMean(0.7),
+    "mean .8": WeightedMean(0.8),
+    "mean .7 x 1.4": WeightedMean(0.7, 1.4),
+    "thermal, coloured": WeightedMean(1.0),
+}
+"""Fusion without a network. `mean .7` is .7 infrared and .3 visible; `x 1.4` its local contrast."""
+
+CONTROLS = tuple(name for name in RULES if name.startswith("mean"))
+"""Weighted means, which a network must beat to be worth its time."""
+
+
+def pictures(networks: Mapping[str, Fuse]) -> dict[str, Picture]:
+    """All pictures by name: the sources, the rules, then the networks given."""
+    fused = {**RULES, **networks}
+    return {**SOURCES, **{name: Coloured(fuse) for name, fuse in fused.items()}}
