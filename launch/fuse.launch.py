@@ -86,7 +86,8 @@ def arguments() -> list[DeclareLaunchArgument]:
         declare(
             "processing_size",
             default_value="",
-            description="longer side at which images are fused, px; 0 for their own size",
+            description="longer side at which images are fused, px; 0 for their own size, auto for "
+            "the largest that keeps the cameras' rate",
         ),
         declare(
             "image_size",
@@ -175,11 +176,12 @@ def overrides(given: Mapping[str, str]) -> dict[str, object]:
     names = ("backend", "precision", "image_size", "qos")
     values |= {name: given[name] for name in names if given[name]}
     if given["processing_size"]:
-        if not given["processing_size"].isdecimal():
+        size = given["processing_size"]
+        if size != "auto" and not size.isdecimal():
             raise RuntimeError(
-                f"processing_size: expected pixels, such as 320, got '{given['processing_size']}'"
+                f"processing_size: expected pixels, such as 320, or auto, got '{size}'"
             )
-        values["processing_size"] = int(given["processing_size"])
+        values["processing_size"] = int(size) if size != "auto" else size
     return values | {
         name: given[name] == "true" for name in ("detect", "build_only") if given[name]
     }

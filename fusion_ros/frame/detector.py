@@ -156,11 +156,12 @@ class Detector:
     end, `[1, N, 6]` (corners, score, class). On a GPU the letterbox is part of the network's graph,
     and an image that is there already is not copied from the CPU.
 
+    size: height and width of the input in pixels; 0 for the model's own, or `FREE_SIZE`.
     class_names: by class id; default the ONNX file's `names`, else COCO's 80.
     confidence, iou, classes (names to keep, empty for all) may be set at any time.
 
-    Raises EngineError for models of another form, ValueError for thresholds outside [0, 1] and
-    for classes that the model does not know.
+    Raises EngineError for models of another form or size, ValueError for thresholds outside [0, 1]
+    and for classes that the model does not know.
     """
 
     def __init__(
@@ -170,11 +171,19 @@ class Detector:
         confidence: float = 0.25,
         iou: float = 0.45,
         classes: Sequence[str] = (),
+        size: int = 0,
     ) -> None:
         _check_form(engine)
         self.engine = engine
         height, width = engine.inputs[0].shape[2:]
-        self._canvas = Size(width or FREE_SIZE, height or FREE_SIZE)
+        if size and (width or size, height or size) != (size, size):
+            raise EngineError(
+                f"the detector takes images of {width or 'any'}x{height or 'any'} only, "
+                f"detector_size asks for {size}: export one by `make detector "
+                f"DETECTOR_SIZE={size}`, or set detector_size to 0"
+            )
+        free = size or FREE_SIZE
+        self._canvas = Size(width or free, height or free)
         self.class_names = _class_names(engine, class_names)
         self.confidence = confidence
         self.iou = iou

@@ -19,8 +19,9 @@ from fusion_ros.frame.calibration import Calibration, rotation_between
 from fusion_ros.frame.detector import Detection, Detector, default_detector_path
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.frame.monitor import Monitor
+from fusion_ros.frame.pace import START_ON_CPU
 from fusion_ros.frame.registration import Registration
-from fusion_ros.frame.settings import Settings
+from fusion_ros.frame.settings import AUTO, Settings
 from fusion_ros.frame.thermal import GainControl
 from fusion_ros.inference import DeviceArray, EngineError, load_engine
 from fusion_ros.inference.models import model_path
@@ -34,24 +35,37 @@ _SAME = 0.1
 
 @dataclass(frozen=True)
 class Network:
-    """A loaded fusion network, and the value of the parameter `method` that names it."""
+    """A loaded fusion network, and the parameters `method` and `processing_size` that name it."""
 
     method: str
     fuser: Fuser
+    processing_size: int | str = 0
 
     def __str__(self) -> str:
         size = self.fuser.processing_size
         return self.method + (f" at up to {size} px" if size else "")
 
     def fits(self, settings: Settings) -> bool:
-        """Whether `load_network` would load the same network from `settings`."""
+        """Whether `settings` name this network; at which size `auto` runs makes no difference."""
         wanted = (settings.method, settings.processing_size)
-        return (self.method, self.fuser.processing_size) == wanted
+        return (self.method, self.processing_size) == wanted
+
+    @property
+    def last_infer_s(self) -> float:
+        """How long the network took for the latest images, s."""
+        return 1e-3 * self.fuser.last_ms["infer"]
 
 
-def load_network(settings: Settings, size: Size | None, log: Callable[[str], None]) -> Network:
+def load_network(
+    settings: Settings,
+    size: Size | None,
+    log: Callable[[str], None],
+    auto: int | None = None,
+) -> Network:
     """Load the network that `settings` name, warmed up for RGB images of `size` if known.
 
+    auto: the size where `processing_size` is auto, px; by default full size on a GPU and a small
+    one on a processor, to start with.
     Raises EngineError or ValueError saying what is missing and what to do.
     """
     engine = load_engine(
@@ -62,10 +76,15 @@ def load_network(settings: Settings, size: Size | None, log: Callable[[str], Non
         threads=settings.threads,
         log=log,
     )
-    fuser = Fuser(engine, settings.processing_size)
+    processing_size = settings.processing_size
+    if processing_size == AUTO:
+        processing_size = auto
+        if processing_size is None:
+            processing_size = START_ON_CPU if engine.device == "CPU" else 0
+    fuser = Fuser(engine, processing_size)
     if size:
         fuser.warmup(size)
-    return Network(settings.method, fuser)
+    return Network(settings.method, fuser, settings.processing_size)
 
 
 def load_detector(settings: Settings, size: Size | None, log: Callable[[str], None]) -> Detector:
@@ -86,8 +105,11 @@ def load_detector(settings: Settings, size: Size | None, log: Callable[[str], No
         confidence=settings.confidence,
         iou=settings.iou,
         classes=settings.classes,
+        size=settings.detector_size,
     )
-    if size:
+    # Beside fusion it runs in a thread of low priority, which the threads of a session on a
+    # processor take over where they are started: at the first image.
+    if size and not (settings.detect_every == AUTO and engine.device == "CPU"):
         detector.warmup(size)
     return detector
 
@@ -104,14 +126,26 @@ class _Setup:
 
 
 class Pipeline:
-    """Processes one pair of images after the other; one thread calls `fuse` and `detect`.
+    """Processes one pair of images after the other: one thread calls `fuse`.
 
-    The duration of each step goes to `monitor` as a stage, what is not as it should be as a fault.
+    `detect` may be called by the same thread or by one other. The duration of each step
+    goes to `monitor` as a stage, what is not as it should be as a fault.
+
+    released: called with each network that runs no more, in the thread that calls `fuse` or
+        `change`; by default it is freed.
     """
 
-    def __init__(self, settings: Settings, network: Network, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        network: Network,
+        monitor: Monitor,
+        released: Callable[[Network], None] = lambda network: network.fuser.close(),
+    ) -> None:
         self.monitor = monitor
+        self._released = released
         self._lock = threading.Lock()
+        self._detecting = threading.Lock()
         self._setup = _Setup(settings, network)
         self._closed = False
         self._running: _Setup | None = None
@@ -137,11 +171,16 @@ class Pipeline:
             elif old.network is not self._setup.network and (
                 self._running is None or self._running.network is not old.network
             ):
-                old.network.fuser.close()
+                self._released(old.network)
 
     @property
     def network(self) -> Network:
         return self._setup.network
+
+    @property
+    def running(self) -> Network | None:
+        """The network of the latest frame; None before the first."""
+        return self._running and self._running.network
 
     @property
     def detector(self) -> Detector | None:
@@ -156,6 +195,11 @@ class Pipeline:
     def detects(self) -> bool:
         """Whether `detect` looks for objects: the setting is on and a detector is loaded."""
         return self._setup.settings.detect and self._setup.detector is not None
+
+    @property
+    def detect_every(self) -> int | str:
+        """The setting: search every such frame, or auto."""
+        return self._setup.settings.detect_every
 
     def fuse(self, thermal: np.ndarray | None, visible: np.ndarray | None) -> np.ndarray:
         """The fused (H, W, 3) uint8 BGR image, valid until the next call.
@@ -200,16 +244,19 @@ class Pipeline:
             self._on_device = None
         return fused
 
-    def detect(self, fused: np.ndarray) -> list[Detection]:
-        """Objects in the image of the latest `fuse`, strongest first.
+    def detect(self, fused: np.ndarray, latest: bool = True) -> list[Detection]:
+        """Objects in a fused image, strongest first.
 
+        latest: it is the image of the latest `fuse`, which may still be in GPU memory. Another
+        thread than that of `fuse` gives a copy and False.
         Raises EngineError if the network fails.
         """
-        setup = self._running
-        if not (setup and setup.settings.detect and setup.detector):
-            return []
-        with self.monitor.timed("detect"):
-            return setup.detector.detect(fused, self._on_device)
+        with self._detecting:
+            setup = self._running
+            if self._closed or not (setup and setup.settings.detect and setup.detector):
+                return []
+            with self.monitor.timed("detect"):
+                return setup.detector.detect(fused, self._on_device if latest else None)
 
     def close(self) -> None:
         """Free the networks; nothing runs afterwards."""
@@ -219,11 +266,11 @@ class Pipeline:
                 self._running.network.fuser.close()
             self._free(self._setup)
 
-    @staticmethod
-    def _free(setup: _Setup) -> None:
-        for part in (setup.network.fuser, setup.detector):
-            if part is not None:
-                part.close()
+    def _free(self, setup: _Setup) -> None:
+        setup.network.fuser.close()
+        if setup.detector is not None:
+            with self._detecting:
+                setup.detector.close()
 
     def _take_over(self) -> _Setup:
         if self._setup is self._running:
@@ -233,7 +280,7 @@ class Pipeline:
             old, new = self._running, self._setup
             self._running = new
         if old is not None and old.network is not new.network:
-            old.network.fuser.close()
+            self._released(old.network)
         p = new.settings
         if old is None or old.settings is not p:
             gain = self._gain

@@ -21,8 +21,10 @@ from fusion_ros.frame.thermal import MODES, POLARITIES
 from fusion_ros.inference import BACKENDS, PRECISIONS
 from fusion_ros.inference.models import model_path
 
-__all__ = ["DROPOUT_POLICIES", "ParameterError", "Settings", "Spec", "parameter"]
+__all__ = ["AUTO", "DROPOUT_POLICIES", "ParameterError", "Settings", "Spec", "parameter"]
 
+AUTO = "auto"
+"""The value of a parameter that leaves a number to the node."""
 DROPOUT_POLICIES = ("wait", "pass", "blank")
 
 _TYPES = {
@@ -30,6 +32,7 @@ _TYPES = {
     int: "a whole number",
     float: "a number",
     str: "text",
+    "auto": "auto or a whole number",
     "floats": "a list of numbers",
     "texts": "a list of texts",
 }
@@ -47,7 +50,7 @@ class ParameterError(ValueError):
 class Spec:
     """Type, description and limits of one parameter.
 
-    kind: bool, int, float, str, 'floats' or 'texts'.
+    kind: bool, int, float, str, 'auto' (a whole number or the text auto), 'floats' or 'texts'.
     limits: least and greatest value, both allowed.
     dynamic: may change while the node is configured; others are read when the node configures.
     """
@@ -74,7 +77,7 @@ class Spec:
             raise ParameterError(name, f"expected {self.allowed}")
         if self.choices and value not in self.choices:
             raise ParameterError(name, f"'{value}' is not {self.allowed}")
-        if self.limits and not self.limits[0] <= value <= self.limits[1]:
+        if self.limits and value != AUTO and not self.limits[0] <= value <= self.limits[1]:
             raise ParameterError(name, f"{value} is not {self.allowed}")
         return value
 
@@ -91,6 +94,11 @@ class Spec:
             one = Spec(float if self.kind == "floats" else str, "")
             values = tuple(map(one._as_kind, value))
             return None if None in values else values
+        if self.kind == "auto":
+            # A command line and a launch file give numbers as text where text is allowed too.
+            if isinstance(value, str) and value.strip().isdecimal():
+                return int(value)
+            return value if value == AUTO or type(value) is int else None
         return value if type(value) is self.kind else None
 
 
@@ -124,16 +132,42 @@ class Settings:
     )
     precision: str = parameter("fp32", "arithmetic of the fusion network", choices=PRECISIONS)
     threads: int = parameter(0, "CPU threads per network; 0: all cores", (0, 256))
-    processing_size: int = parameter(
-        0,
+    processing_size: int | str = parameter(
+        AUTO,
         "larger images are fused at this length of the longer side, px, and their texture is "
-        "added again: faster; at least 32, or 0: fuse at full size",
+        "added again: faster; auto: the largest at which the node keeps the cameras' rate; "
+        f"{SMALLEST} or more; 0: full size",
         (0, 16384),
+        dynamic=True,
+        kind="auto",
+    )
+    min_processing_size: int = parameter(
+        160, "least size that processing_size auto may choose, px", (SMALLEST, 16384), dynamic=True
+    )
+    target_rate: float = parameter(
+        0.0,
+        "fused images per second that processing_size auto aims at, where the cameras send more; "
+        "0: the cameras' rate",
+        (0, 1000),
         dynamic=True,
     )
     detect: bool = parameter(True, "detect objects in the fused image", dynamic=True)
     detector: str = parameter(
         "", "path of the detector's ONNX file; empty: ~/.cache/fusion_ros/detector.onnx"
+    )
+    detector_size: int = parameter(
+        0,
+        "height and width of the detector's input, px, a multiple of 32, where its file leaves "
+        "them free; 0: the file's own, or 640",
+        (0, 4096),
+    )
+    detect_every: int | str = parameter(
+        AUTO,
+        "search every such fused image, which waits for its boxes; auto: search beside fusion, in "
+        "the time that it leaves",
+        (1, 1000),
+        dynamic=True,
+        kind="auto",
     )
     confidence: float = parameter(0.25, "minimum score of a box", (0, 1), dynamic=True)
     iou: float = parameter(
@@ -247,11 +281,15 @@ class Settings:
             raise ParameterError("method", str(error)) from None
         except (OSError, RuntimeError) as error:  # too long, or below an unknown user's home
             raise ParameterError("method", f"no path '{self.method[:80]}': {error}") from None
-        if 0 < self.processing_size < SMALLEST:
+        if self.processing_size != AUTO and 0 < self.processing_size < SMALLEST:
             raise ParameterError(
                 "processing_size",
                 f"{self.processing_size} px is too small to fuse: expected {SMALLEST} or more, "
                 "or 0 for the images' own size",
+            )
+        if self.detector_size % 32:
+            raise ParameterError(
+                "detector_size", f"{self.detector_size} px is no multiple of 32, which YOLO needs"
             )
         if self.gain_low >= self.gain_high:
             raise ParameterError(

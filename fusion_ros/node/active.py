@@ -34,6 +34,7 @@ _IMAGES = 5
 """Depth of the image subscriptions: in a longer queue the images would only grow old."""
 _WATCH_S = 0.2
 _REPORT_S = 1.0
+_PACE_S = 0.25
 
 
 class Active:
@@ -45,6 +46,7 @@ class Active:
         self._entities: list[tuple[Callable[[Any], Any], Any]] = []
         configured.frames.await_calibration = not configured.parameters.homography
         configured.diagnostics.restart()
+        configured.pace.restart()
         try:
             for camera in configured.cameras:
                 camera.restart()
@@ -65,9 +67,11 @@ class Active:
     def _start_timers(self) -> None:
         # A bag that pauses stops the node's clock; that a camera is silent must show even then.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
+        keep_pace = self._configured.keep_pace
         for period, callback in (
             (_WATCH_S, self.watch),
             (_REPORT_S, self.report),
+            (_PACE_S, keep_pace),
             (self._configured.parameters.log_period, self._log_rate),
         ):
             if period:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import enum
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from fusion_ros.frame.monitor import Monitor
@@ -148,11 +149,16 @@ class Diagnostics:
             self._monitor.fault("time_jump", "stamps jumped back: pairing started anew")
         self._check_pairing(counts, settings)
 
-    def statuses(self, in_progress: int, detector_problem: str | None) -> list[Status]:
+    def statuses(
+        self,
+        in_progress: int,
+        detector_problem: str | None,
+        pace: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[Status]:
         """Return the present state.
 
         in_progress: frames that the worker has or waits for; detector_problem: why there is no
-        detector.
+        detector; pace: values on size and rate.
         """
         monitor, pipeline = self._monitor.snapshot(), self._pipeline
         engine, detector = pipeline.network.fuser.engine, pipeline.detector
@@ -163,6 +169,7 @@ class Diagnostics:
             "detector": detector.engine.description if detector else "none",
             "size": "{}x{}".format(*pipeline.rgb_size) if pipeline.rgb_size else "unknown",
             "processing_size": pipeline.network.fuser.processing_size,
+            **pace,
             "fps": monitor.fps,
             "mean_fps": monitor.mean_fps,
         }
@@ -180,7 +187,15 @@ class Diagnostics:
         values["resets"] = counts.resets
         values["in_progress"] = in_progress
         # Pairs and single images are in progress, fused, displaced or rejected: these add up.
-        counters = ("thermal_alone", "rgb_alone", "fused", "displaced", "rejected", "detections")
+        counters = (
+            "thermal_alone",
+            "rgb_alone",
+            "fused",
+            "displaced",
+            "rejected",
+            "searched",
+            "detections",
+        )
         values.update(dict.fromkeys(counters, 0))
         values.update(monitor.counters)
         recent = [fault.text for fault in monitor.faults if fault.age_s < _RECENT_S]

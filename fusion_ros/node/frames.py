@@ -15,10 +15,13 @@ from sensor_msgs.msg import Image
 from fusion_ros.frame import images
 from fusion_ros.frame.detector import Detection, draw
 from fusion_ros.frame.monitor import Monitor
+from fusion_ros.frame.pace import Pace
 from fusion_ros.frame.pipeline import Pipeline
+from fusion_ros.frame.settings import AUTO
 from fusion_ros.inference import EngineError
 from fusion_ros.node.camera import Camera
 from fusion_ros.node.outputs import ANNOTATED, DETECTIONS, FUSED, Outputs
+from fusion_ros.node.search import Search
 
 __all__ = ["Frames", "Job"]
 
@@ -40,7 +43,12 @@ class Job:
 class Frames:
     """Takes one `Job` after the other through the pipeline; an exception costs that frame.
 
+    Boxes, and the image with boxes, come for each `detect_every`-th frame and with its header.
+    Where that is auto, `search` finds them in another thread.
+
     Args:
+        pace: gets the times of each frame.
+        search_failed: called with an exception of the search beside fusion.
         count_publishers: number of publishers of a topic that is named relative to the node.
         now_ns: the node's clock.
     """
@@ -50,6 +58,8 @@ class Frames:
         pipeline: Pipeline,
         monitor: Monitor,
         outputs: Outputs,
+        pace: Pace,
+        search_failed: Callable[[Exception], None],
         cameras: Sequence[Camera],
         count_publishers: Callable[[str], int],
         now_ns: Callable[[], int],
@@ -58,6 +68,9 @@ class Frames:
         self._pipeline = pipeline
         self._monitor = monitor
         self._outputs = outputs
+        self._pace = pace
+        self._searched = 0
+        self.search = Search(self._search_and_publish, search_failed)
         self._cameras = cameras
         self._rgb = next(camera for camera in cameras if camera.name == "rgb")
         self._count_publishers = count_publishers
@@ -68,6 +81,7 @@ class Frames:
     def process(self, job: Job) -> None:
         """Fuse the job's images and publish what has subscribers."""
         monitor, pipeline, outputs = self._monitor, self._pipeline, self._outputs
+        start = time.perf_counter()
         monitor.stage("queue", 1e3 * (time.perf_counter() - job.queued))
         if self.await_calibration:
             self.await_calibration = False
@@ -83,20 +97,48 @@ class Frames:
         with monitor.timed("publish"):
             outputs.image(FUSED, fused, header)
             outputs.info(self._rgb.info, header)
-        found: list[Detection] = []
-        # The detector runs only for subscribers of its boxes.
-        if pipeline.detects and outputs.wanted(DETECTIONS, ANNOTATED):
-            found = self._detect(fused)
-            monitor.count("detections", len(found))
-        with monitor.timed("publish_boxes"):
-            outputs.detections(found, header)
-            if outputs.wanted(ANNOTATED):
-                outputs.image(ANNOTATED, draw(fused, found), header)
+        searching = time.perf_counter()
+        self._search(fused, header)
+        end = time.perf_counter()
         self._note_latency(header)
+        if job.thermal is not None and job.rgb is not None:
+            network = pipeline.running
+            self._pace.images(max(pipeline.rgb_size))
+            self._pace.frame(
+                network.fuser.processing_size, end - start, network.last_infer_s, end - searching
+            )
 
-    def _detect(self, fused: np.ndarray) -> list[Detection]:
+    def _search(self, fused: np.ndarray, header: Any) -> None:
+        """Find objects in this frame or have it done, if its boxes have subscribers and are due."""
+        pipeline = self._pipeline
+        if not self._outputs.wanted(DETECTIONS, ANNOTATED):
+            return
+        if not pipeline.detects:
+            self._publish_boxes(fused, [], header)
+        elif pipeline.detect_every == AUTO:
+            self.search.offer(fused, header)
+        else:
+            self._searched += 1
+            if self._searched >= pipeline.detect_every:
+                self._searched = 0
+                self._search_and_publish(fused, header, latest=True)
+
+    def _search_and_publish(self, fused: np.ndarray, header: Any, latest: bool = False) -> None:
+        found = self._detect(fused, latest)
+        self._monitor.count("detections", len(found))
+        if self._outputs.active:
+            self._publish_boxes(fused, found, header)
+
+    def _publish_boxes(self, fused: np.ndarray, found: list[Detection], header: Any) -> None:
+        with self._monitor.timed("publish_boxes"):
+            self._outputs.detections(found, header)
+            if self._outputs.wanted(ANNOTATED):
+                self._outputs.image(ANNOTATED, draw(fused, found), header)
+
+    def _detect(self, fused: np.ndarray, latest: bool) -> list[Detection]:
+        self._monitor.count("searched")
         try:
-            return self._pipeline.detect(fused)
+            return self._pipeline.detect(fused, latest)
         except EngineError as error:
             self._monitor.fault("detector_failed", f"a frame has no boxes: {error}")
             return []

@@ -86,7 +86,7 @@ class Parameters(Settings):
                 descriptor.floating_point_range = [
                     FloatingPointRange(from_value=low, to_value=high)
                 ]
-            elif spec.kind is int and spec.limits:
+            elif spec.kind in (int, "auto") and spec.limits:
                 low, high = spec.limits
                 descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
             node.declare_parameter(name, _as_ros(field.default), descriptor)
@@ -146,7 +146,8 @@ def typed(parameter: Any) -> Any:
         "texts": Parameter.Type.STRING_ARRAY,
     }
     value = spec.coerce(parameter.name, parameter.value)
-    return Parameter(parameter.name, kinds[spec.kind], _as_ros(value))
+    kind = type(value) if spec.kind == "auto" else spec.kind
+    return Parameter(parameter.name, kinds[kind], _as_ros(value))
 
 
 def explain_unknown(name: str) -> str:

@@ -36,7 +36,7 @@ def make(parameters: Settings) -> Pipeline:
 
 
 def test_a_pair_becomes_an_image_of_the_rgb_size_and_every_stage_is_timed(average):
-    pipeline = make(average)
+    pipeline = make(average.replace(processing_size=0))
     thermal, visible = pair(64, 48)
     assert pipeline.fuse(thermal, visible).shape == (48, 64, 3)
     assert pipeline.rgb_size == (64, 48)
