@@ -1,110 +1,34 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Objects in an image by a YOLO in ONNX form: letterbox, network, suppression, drawing."""
+"""Objects in an image by a detection model in ONNX form: letterbox, network, suppression."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from fusion_models.contract import reference_image
+from fusion_ros.frame.coco import COCO_NAMES
+from fusion_ros.frame.detector_layouts import Boxes, find_layout
+from fusion_ros.frame.detector_metadata import DetectorMetadata
 from fusion_ros.frame.image_graph import IMAGE, detect_in_images
-from fusion_ros.inference import DeviceArray, Engine, EngineError, Form
+from fusion_ros.frame.letterbox import PADDING, Letterbox
+from fusion_ros.inference import DeviceArray, Engine, EngineError, Form, as_float32
 from fusion_ros.inference.cache import default_cache_dir
 from fusion_ros.size import Size
 
-FREE_SIZE = 640
-"""Input height and width, in pixels, of a model that leaves them free."""
-PADDING = 114
-"""Grey level around the image."""
-MAX_DETECTIONS = 300
+__all__ = ["Detection", "Detector", "default_detector_path"]
 
-COCO_NAMES = (
-    "person",
-    "bicycle",
-    "car",
-    "motorcycle",
-    "airplane",
-    "bus",
-    "train",
-    "truck",
-    "boat",
-    "traffic light",
-    "fire hydrant",
-    "stop sign",
-    "parking meter",
-    "bench",
-    "bird",
-    "cat",
-    "dog",
-    "horse",
-    "sheep",
-    "cow",
-    "elephant",
-    "bear",
-    "zebra",
-    "giraffe",
-    "backpack",
-    "umbrella",
-    "handbag",
-    "tie",
-    "suitcase",
-    "frisbee",
-    "skis",
-    "snowboard",
-    "sports ball",
-    "kite",
-    "baseball bat",
-    "baseball glove",
-    "skateboard",
-    "surfboard",
-    "tennis racket",
-    "bottle",
-    "wine glass",
-    "cup",
-    "fork",
-    "knife",
-    "spoon",
-    "bowl",
-    "banana",
-    "apple",
-    "sandwich",
-    "orange",
-    "broccoli",
-    "carrot",
-    "hot dog",
-    "pizza",
-    "donut",
-    "cake",
-    "chair",
-    "couch",
-    "potted plant",
-    "bed",
-    "dining table",
-    "toilet",
-    "tv",
-    "laptop",
-    "mouse",
-    "remote",
-    "keyboard",
-    "cell phone",
-    "microwave",
-    "oven",
-    "toaster",
-    "sink",
-    "refrigerator",
-    "book",
-    "clock",
-    "vase",
-    "scissors",
-    "teddy bear",
-    "hair drier",
-    "toothbrush",
-)
+FREE_SIZE = 640
+"""Input height and width, in pixels, of a model that leaves them free and names no size."""
+MAX_DETECTIONS = 300
+_LARGEST_BATCH = 64
+_SIDES = (8, 8192)
+"""Least and greatest height and width of a model's input."""
 
 
 @dataclass(frozen=True)
@@ -120,48 +44,23 @@ class Detection:
     height: float
 
 
-@dataclass(frozen=True)
-class Letterbox:
-    """An image of size `source` scaled to `scaled` and centred on a canvas, offset `left, top`.
-
-    Rounding is that of ultralytics' LetterBox and scale_boxes, so that boxes agree to the pixel.
-    """
-
-    source: Size
-    scaled: Size
-    left: int
-    top: int
-
-    @classmethod
-    def fit(cls, source: Size, canvas: Size) -> Letterbox:
-        """Scale `source` as large as `canvas` allows without a change of its proportions."""
-        ratio = min(canvas.width / source.width, canvas.height / source.height)
-        scaled = Size(*(max(round(n * ratio), 1) for n in source))
-        left, top = (round((c - n) / 2 - 0.1) for c, n in zip(canvas, scaled))
-        return cls(source, scaled, left, top)
-
-    def to_source(self, corners: np.ndarray) -> np.ndarray:
-        """Convert (N, 4) x1, y1, x2, y2 from the canvas to the source image, clipped to it."""
-        limits = np.array(self.source * 2, np.float32)
-        offset = np.array((self.left, self.top) * 2, np.float32)
-        scale = limits / np.array(self.scaled * 2, np.float32)
-        return np.clip((corners - offset) * scale, 0, limits)
-
-
 class Detector:
-    """Finds objects by an ultralytics detection model (YOLOv8, YOLO11 and others of their form).
+    """Finds objects by a detection model, of the layouts that `detector_layouts` knows.
 
-    The model takes `[1, 3, H, W]` float32 RGB in [0, 1] and gives `[1, 4 + classes, N]` (centre,
-    size and class scores; overlapping boxes of a class are suppressed here) or, exported end to
-    end, `[1, N, 6]` (corners, score, class). On a GPU the letterbox is part of the network's graph,
-    and an image that is there already is not copied from the CPU.
+    Boxes that overlap are suppressed where the model leaves that to others. Of models that give
+    more than upright boxes (turned boxes, key points, masks), the boxes are used; a turned box
+    becomes the upright one around it. On a GPU the letterbox is part of the network's graph, and
+    an image that is there already is not copied from the CPU.
 
     size: height and width of the input in pixels; 0 for the model's own, or `FREE_SIZE`.
+    engine: a model of one image `[N, 3, H, W]` of float32 or float16; of a batch, the first image
+        is used. layout: one of `detector_layouts.LAYOUTS`.
     class_names: by class id; default the ONNX file's `names`, else COCO's 80.
     confidence, iou, classes (names to keep, empty for all) may be set at any time.
+    dropped: boxes of the latest image that cannot be real: not finite, without a size, outside.
 
-    Raises EngineError for models of another form or size, ValueError for thresholds outside [0, 1]
-    and for classes that the model does not know.
+    Raises EngineError for models that are not understood or of another size, ValueError for thresholds outside
+    [0, 1] and for classes that the model does not know.
     """
 
     def __init__(
@@ -172,24 +71,28 @@ class Detector:
         iou: float = 0.45,
         classes: Sequence[str] = (),
         size: int = 0,
+        layout: str = "auto",
     ) -> None:
-        _check_form(engine)
+        engine = as_float32(engine)
+        metadata = DetectorMetadata.read(engine.metadata, with_names=not class_names)
+        if class_names:
+            metadata = replace(metadata, names=dict(enumerate(class_names)))
         self.engine = engine
-        height, width = engine.inputs[0].shape[2:]
-        if size and (width or size, height or size) != (size, size):
-            raise EngineError(
-                f"the detector takes images of {width or 'any'}x{height or 'any'} only, "
-                f"detector_size asks for {size}: export one by `make detector "
-                f"DETECTOR_SIZE={size}`, or set detector_size to 0"
-            )
-        free = size or FREE_SIZE
-        self._canvas = Size(width or free, height or free)
-        self.class_names = _class_names(engine, class_names)
+        self._canvas = _canvas(engine, metadata, size)
+        self._feeds: dict[str, np.ndarray] = {
+            spec.name: np.zeros(spec.filled(self._canvas), spec.dtype) for spec in engine.inputs
+        }
+        self._fill_constants()
+        self._feeds[engine.inputs[0].name][:] = reference_image(*self._canvas.shape)
+        outputs = engine.trial(self._feeds)
+        self.layout = find_layout(outputs, metadata, self._canvas, layout)
+        self.class_names = _class_names(metadata, self.layout.classes)
         self.confidence = confidence
         self.iou = iou
         self.classes = list(classes)
+        self.dropped = 0
         self._letterbox: Letterbox | None = None
-        self._feeds: dict[str, np.ndarray] = {}
+        self._feeds = {}
 
     @property
     def converts_on_gpu(self) -> bool:
@@ -205,9 +108,15 @@ class Detector:
         self._feeds, self._letterbox = {}, None
         self.engine.close()
 
-    def form(self, size: Size) -> Form:
-        """Return the form of the network that takes camera images of `size`."""
-        box = Letterbox.fit(size, self._canvas)
+    def form(self, size: Size) -> Form | None:
+        """Return the form of the network that takes camera images of `size`.
+
+        None if only the CPU makes what this network takes: a batch, BGR bytes, a second input.
+        """
+        batch = self.engine.inputs[0].filled(self._canvas)[0]
+        if batch > 1 or self.layout.bytes_bgr or len(self.engine.inputs) > 1:
+            return None
+        box = self._fit(size)
         return Form(
             size,
             partial(
@@ -272,16 +181,32 @@ class Detector:
         else:
             np.copyto(feeds[IMAGE][0], bgr)
         try:
-            output = self.engine.run(feeds)
+            outputs = self.engine.run(feeds)
         except EngineError:
             self._letterbox = None  # another engine may run the next frame, in another form
             raise
-        boxes, scores, ids = self._decode(next(iter(output.values()))[0])
-        corners = self._letterbox.to_source(boxes)
+        boxes = self._suppress(self.layout.decode(outputs, self.confidence))
+        corners = self._letterbox.to_source(boxes.corners)
+        sizes = corners[:, 2:] - corners[:, :2]
+        inside = (sizes > 0).all(axis=1)
+        self.dropped = boxes.dropped + int((~inside).sum())
         return [
-            Detection(self.class_names.get(i, f"class {i}"), i, score, x1, y1, x2 - x1, y2 - y1)
-            for (x1, y1, x2, y2), score, i in zip(corners.tolist(), scores.tolist(), ids.tolist())
+            Detection(self.class_names.get(i, f"class {i}"), i, score, x, y, width, height)
+            for (x, y), (width, height), score, i in zip(
+                corners[inside, :2].tolist(),
+                sizes[inside].tolist(),
+                boxes.scores[inside].tolist(),
+                boxes.ids[inside].tolist(),
+            )
         ]
+
+    def _fit(self, source: Size) -> Letterbox:
+        return Letterbox.fit(source, self._canvas, self.layout.fit)
+
+    def _fill_constants(self) -> None:
+        """Fill the second input of RT-DETR and D-FINE: width and height that boxes refer to."""
+        for spec in self.engine.inputs[1:]:
+            self._feeds[spec.name][:] = self._canvas
 
     def _allocate(self, source: Size) -> None:
         """Have the letterbox and the buffers for images of size `source`."""
@@ -289,11 +214,12 @@ class Detector:
             return
         self._letterbox = None
         self._feeds = self.engine.buffers(self._canvas, self.form(source))
-        box = Letterbox.fit(source, self._canvas)
+        box = self._fit(source)
         if not self.converts_on_gpu:
+            self._fill_constants()
             width, height = box.scaled
             planes = self._feeds[self.engine.inputs[0].name][0]
-            planes[:] = PADDING / 255
+            planes[:] = PADDING if self.layout.bytes_bgr else PADDING / 255
             self._inside = planes[:, box.top : box.top + height, box.left : box.left + width]
             self._resized = np.empty((height, width, 3), np.uint8)
             self._plane = np.empty((height, width), np.uint8)
@@ -307,73 +233,33 @@ class Detector:
             resized = cv2.resize(
                 bgr, self._letterbox.scaled, dst=self._resized, interpolation=cv2.INTER_LINEAR
             )
+        bgr, scale = self.layout.bytes_bgr, 1 if self.layout.bytes_bgr else 1 / 255
         for channel in range(3):
-            cv2.extractChannel(resized, 2 - channel, dst=self._plane)
-            cv2.multiply(self._plane, 1 / 255, dst=self._inside[channel], dtype=cv2.CV_32F)
+            cv2.extractChannel(resized, channel if bgr else 2 - channel, dst=self._plane)
+            cv2.multiply(self._plane, scale, dst=self._inside[channel], dtype=cv2.CV_32F)
 
-    def _decode(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return corners (N, 4) on the canvas, scores (N,) and class ids (N,), strongest first."""
-        if output.shape[-1] == 6:
-            keep = output[:, 4] > self.confidence
-            corners, scores = output[keep, :4], output[keep, 4]
-            ids = output[keep, 5].astype(np.int64)
-        else:
-            keep = output[4:].max(axis=0) > self.confidence
-            centre, half, scores = output[:2, keep], output[2:4, keep] / 2, output[4:, keep]
-            corners = np.concatenate((centre - half, centre + half)).T
-            ids, scores = scores.argmax(axis=0), scores.max(axis=0)
+    def _suppress(self, boxes: Boxes) -> Boxes:
+        """Return the boxes to report, strongest first."""
         if self._class_ids.size:
-            keep = np.isin(ids, self._class_ids)
-            corners, scores, ids = corners[keep], scores[keep], ids[keep]
-        if not len(scores):
-            return corners, scores, ids
-        if output.shape[-1] == 6:
-            best = np.argsort(-scores, kind="stable")
-        else:
+            boxes = boxes[np.isin(boxes.ids, self._class_ids)]
+        if not len(boxes.scores):
+            return boxes
+        if self.layout.overlapping:
             # Each class on a place of its own, so that boxes of two classes never overlap;
             # cv2.dnn.NMSBoxesBatched, which does the same, is missing below OpenCV 4.7.
-            shifts = ids[:, None] * (corners.max() - corners.min() + 1).astype(np.float64)
-            boxes = np.hstack((corners[:, :2] + shifts, corners[:, 2:] - corners[:, :2]))
-            kept = cv2.dnn.NMSBoxes(boxes, scores, self.confidence, self.iou)
-            best = np.array(kept, np.int64).reshape(-1)  # (N, 1) in OpenCV 4.5, () without a box
-            best = best[np.argsort(-scores[best], kind="stable")]
-        best = best[:MAX_DETECTIONS]
-        return corners[best], scores[best], ids[best]
-
-
-def draw(bgr: np.ndarray, detections: Sequence[Detection]) -> np.ndarray:
-    """Return a copy of `bgr`, (H, W, 3) uint8, with a box and a label for each detection."""
-    image = bgr.copy()
-    height, width = image.shape[:2]
-    line = max(1, round((height + width) / 560))
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.42 * max(1.0, (height + width) / 1120)
-    for detection in reversed(detections):
-        colour = _colour(detection.class_id)
-        left, top = round(detection.x), round(detection.y)
-        corner = (round(detection.x + detection.width), round(detection.y + detection.height))
-        cv2.rectangle(image, (left, top), corner, colour, line, cv2.LINE_AA)
-        label = f"{detection.class_name} {detection.score:.2f}"
-        (text_width, text_height), baseline = cv2.getTextSize(label, font, size, 1)
-        # Above the box, or inside it at the top of the image; never beyond the right edge.
-        left = max(0, min(left, width - text_width - 4))
-        base = top - baseline if top > text_height + 2 * baseline else top + text_height + baseline
-        plate = ((left, base - text_height - 3), (left + text_width + 4, base + baseline))
-        cv2.rectangle(image, *plate, colour, cv2.FILLED)
-        bright = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2] > 140
-        ink = (0, 0, 0) if bright else (255, 255, 255)
-        cv2.putText(image, label, (left + 2, base), font, size, ink, 1, cv2.LINE_AA)
-    return image
+            corners = boxes.corners
+            extent = corners.max() - corners.min() + 1
+            shifts = boxes.ids[:, None] * extent.astype(np.float64)
+            placed = np.hstack((corners[:, :2] + shifts, corners[:, 2:] - corners[:, :2]))
+            kept = cv2.dnn.NMSBoxes(placed, boxes.scores, self.confidence, self.iou)
+            # (N, 1) in OpenCV 4.5, () without a box
+            boxes = boxes[np.array(kept, np.int64).reshape(-1)]
+        return boxes[np.argsort(-boxes.scores, kind="stable")[:MAX_DETECTIONS]]
 
 
 def default_detector_path() -> Path:
     """Return the path of the detector that is used unless another is named (`make detector`)."""
     return default_cache_dir() / "detector.onnx"
-
-
-def _colour(class_id: int) -> tuple[int, int, int]:
-    # Hues a golden ratio apart, so that neighbouring class ids look different.
-    hue = int(180 * (class_id * 0.618034 % 1))
-    return tuple(map(int, cv2.cvtColor(np.uint8([[[hue, 200, 255]]]), cv2.COLOR_HSV2BGR)[0, 0]))
 
 
 def _fraction(name: str, value: float) -> float:
@@ -382,29 +268,36 @@ def _fraction(name: str, value: float) -> float:
     return float(value)
 
 
-def _check_form(engine: Engine) -> None:
-    inputs, outputs = engine.inputs, engine.outputs
-    image = inputs[0].shape
-    takes_image = len(inputs) == 1 and len(image) == 4 and image[1] in (3, None)
-    gives_boxes = len(outputs) == 1 and len(outputs[0].shape) == 3
-    if not (takes_image and gives_boxes and inputs[0].dtype == np.float32):
-        shapes = ", ".join(f"{s.name} {s.shape}" for s in (*inputs, *outputs))
+def _canvas(engine: Engine, metadata: DetectorMetadata) -> Size:
+    """Return the size of the images that the model takes; EngineError if it takes none."""
+    image, *others = engine.inputs
+    shape = image.shape
+    size = metadata.size or Size(FREE_SIZE, FREE_SIZE)
+    takes_images = len(shape) == 4 and shape[1] in (3, None) and image.dtype == np.float32
+    if takes_images:
+        size = Size(shape[3] or size.width, shape[2] or size.height)
+        takes_images = all(_SIDES[0] <= n <= _SIDES[1] for n in size)
+        takes_images &= (shape[0] or 1) <= _LARGEST_BATCH
+    # RT-DETR and D-FINE take the width and height that boxes shall refer to.
+    takes_images &= len(others) <= 1 and all(
+        spec.dtype == np.int64 and len(spec.shape) == 2 and spec.shape[1] in (2, None)
+        for spec in others
+    )
+    if not takes_images:
+        found = ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in engine.inputs)
+        task = f", with task {metadata.task}" if metadata.task else ""
         raise EngineError(
-            "not a detection model: expected one float32 input [1, 3, H, W] and one output "
-            f"[1, 4 + classes, N] or [1, N, 6], got {shapes}; export one by `make detector`"
+            "not a detection model of colour images: expected one input of float32 or float16 "
+            f"[N, 3, H, W] with sides of {_SIDES[0]} to {_SIDES[1]}, got "
+            f"{found.replace('None', '?')}{task}; export one by `make detector`"
         )
+    return size
 
 
-def _class_names(engine: Engine, given: Sequence[str] | None) -> Mapping[int, str]:
-    _, rows, columns = engine.outputs[0].shape
-    if given is not None:
-        names = dict(enumerate(given))
-    else:
-        try:
-            names = dict(ast.literal_eval(engine.metadata["names"]))
-        except (KeyError, ValueError, SyntaxError, TypeError):
-            names = dict(enumerate(COCO_NAMES))
-    count = None if rows is None or columns in (6, None) else rows - 4
-    if count is not None and len(names) != count:
-        raise EngineError(f"the detector scores {count} classes, but {len(names)} are named")
-    return names
+def _class_names(metadata: DetectorMetadata, count: int | None) -> Mapping[int, str]:
+    """Return the names that are known, COCO's for 80 classes, else 'class 0' and so on."""
+    if metadata.names is not None:
+        return metadata.names
+    if count == len(COCO_NAMES):
+        return dict(enumerate(COCO_NAMES))
+    return {i: f"class {i}" for i in range(count or 0)}

@@ -19,17 +19,19 @@ from fusion_models.contract import (
     VI,
     VISIBLE_IMAGE,
 )
+from fusion_ros.frame.fusion_model import check_fusion_model, check_mean
 from fusion_ros.frame.image_graph import fuse_images
 from fusion_ros.frame.upsampling import GuidedUpsampler
-from fusion_ros.inference import DeviceArray, Engine, EngineError, Form
+from fusion_ros.inference import DeviceArray, Engine, EngineError, Form, as_float32
 from fusion_ros.size import Size
 
 __all__ = ["Fuser", "padded_size", "processed_size"]
 
 
-def padded_size(size: Size) -> Size:
-    """Return the size of the network's inputs for images of `size`."""
-    return Size(*(max(n + -n % MULTIPLE, SMALLEST) for n in size))
+def padded_size(size: Size, multiple: int = MULTIPLE) -> Size:
+    """Return the size of the network's inputs, multiples of `multiple`, for images of `size`."""
+    least = SMALLEST + -SMALLEST % multiple
+    return Size(*(max(n + -n % multiple, least) for n in size))
 
 
 def processed_size(size: Size, processing_size: int) -> Size:
@@ -65,15 +67,17 @@ class Fuser:
         the latter two 'upsample' if images may be reduced. On a GPU, conversions are part of
         'infer', and the other stages are copies to and from its buffers.
 
-    A model of one fixed size sees larger images reduced to it. Raises EngineError if the engine's
-    model does not meet the contract of `fusion_models.contract`, ValueError for a
+    A model of one fixed size sees larger images reduced to it; float16 and float64 tensors are
+    cast. Raises EngineError if the engine's model does not meet the contract of
+    `fusion_models.contract`, as far as one trial run shows, and ValueError for a
     `processing_size` below 0.
     """
 
     def __init__(
         self, engine: Engine, processing_size: int = 0, *, convert_on_gpu: bool = True
     ) -> None:
-        _check_model(engine)
+        engine = as_float32(engine)
+        self._multiple = check_fusion_model(engine)
         if processing_size < 0:
             raise ValueError(
                 f"processing_size is pixels, or 0 for the images' own size, got {processing_size}"
@@ -103,7 +107,8 @@ class Fuser:
         """Return the fused colour image, (H, W, 3) uint8 BGR, written to `out` if given.
 
         thermal: (H, W) uint8, warm is bright; visible_bgr: (H, W, 3) uint8, the same H and W.
-        Raises ValueError for other shapes and dtypes, EngineError if the network fails.
+        Raises ValueError for other shapes and dtypes, EngineError if the network fails or its
+        output is no image (NaN, infinite or far from [0, 1]).
         """
         start = perf_counter()
         _check_pair(thermal, visible_bgr)
@@ -169,6 +174,7 @@ class Fuser:
         self._load(thermal, self._luma, 1 / 255)
         prepared = perf_counter()
         fused = self._infer(FUSED)[0, 0][self._inside]
+        check_mean(cv2.mean(fused)[0])
         inferred = perf_counter()
         fused = self._at_full_size(fused)
         upsampled = perf_counter()
@@ -189,7 +195,7 @@ class Fuser:
     def _network_size(self, size: Size) -> Size:
         """Return the size of the network's inputs for images of `size`: its own if it has one."""
         height, width = self.engine.inputs[0].shape[-2:]
-        padded = padded_size(size)
+        padded = padded_size(size, self._multiple)
         return Size(width or padded.width, height or padded.height)
 
     def _processed_size(self, size: Size) -> Size:
@@ -244,23 +250,6 @@ class Fuser:
             return fused
         ir, vi = (self._feeds[name][0, 0][self._inside] for name in (IR, VI))
         return self._upsampler.upsample(fused, ir, vi, self._ir, self._vi, self._fused)
-
-
-def _check_model(engine: Engine) -> None:
-    """Raise EngineError if the model's tensors are not those of the contract."""
-    inputs, outputs = (sorted(s.name for s in specs) for specs in (engine.inputs, engine.outputs))
-    meets = inputs == [IR, VI] and outputs == [FUSED]
-    for spec in (*engine.inputs, *engine.outputs):
-        batch_and_channel = len(spec.shape) == 4 and all(n in (1, None) for n in spec.shape[:2])
-        meets = meets and batch_and_channel and spec.dtype == np.float32
-    if not meets:
-        found = ", ".join(
-            f"{s.name} {s.dtype} {s.shape}" for s in (*engine.inputs, *engine.outputs)
-        )
-        raise EngineError(
-            f"not a fusion model: expected inputs '{IR}' and '{VI}' and output '{FUSED}', all "
-            f"float32 [1, 1, H, W], got {found.replace('None', '?')}"
-        )
 
 
 def _check_pair(thermal: np.ndarray, visible: np.ndarray) -> None:

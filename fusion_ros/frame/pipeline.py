@@ -102,10 +102,12 @@ def load_detector(settings: Settings, size: Size | None, log: Callable[[str], No
         ) from None
     detector = Detector(
         engine,
+        settings.detector_names or None,
         confidence=settings.confidence,
         iou=settings.iou,
         classes=settings.classes,
         size=settings.detector_size,
+        layout=settings.detector_layout,
     )
     # Beside fusion it runs in a thread of low priority, which the threads of a session on a
     # processor take over where they are started: at the first image.
@@ -256,7 +258,10 @@ class Pipeline:
             if self._closed or not (setup and setup.settings.detect and setup.detector):
                 return []
             with self.monitor.timed("detect"):
-                return setup.detector.detect(fused, self._on_device if latest else None)
+                found = setup.detector.detect(fused, self._on_device if latest else None)
+            if setup.detector.dropped:
+                self.monitor.count("boxes_dropped", setup.detector.dropped)
+            return found
 
     def close(self) -> None:
         """Free the networks; nothing runs afterwards."""

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fusion_models.contract import SMALLEST
+from fusion_ros.frame.detector_layouts import LAYOUTS
 from fusion_ros.frame.radiometry import PRESETS, Radiometry
 from fusion_ros.frame.registration import homography_from_intrinsics, parse_homography
 from fusion_ros.frame.thermal import MODES, POLARITIES
@@ -168,6 +169,17 @@ class Settings:
         (1, 1000),
         dynamic=True,
         kind="auto",
+    )
+    detector_names: tuple[str, ...] = parameter(
+        (),
+        "names of the detector's classes in the order of its scores; empty: as in its file",
+        kind="texts",
+    )
+    detector_layout: str = parameter(
+        "auto",
+        "where boxes and scores are in the detector's outputs; auto: by its metadata and a trial "
+        "run",
+        choices=LAYOUTS,
     )
     confidence: float = parameter(0.25, "minimum score of a box", (0, 1), dynamic=True)
     iou: float = parameter(

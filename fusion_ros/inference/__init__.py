@@ -15,6 +15,7 @@ from fusion_ros.inference.engine import (
     TensorSpec,
     UnavailableError,
 )
+from fusion_ros.inference.float32 import as_float32
 from fusion_ros.inference.select import (
     BACKENDS,
     Candidate,
@@ -38,5 +39,6 @@ __all__ = [
     "Selection",
     "TensorSpec",
     "UnavailableError",
+    "as_float32",
     "load_engine",
 ]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,10 +14,9 @@ from tempfile import NamedTemporaryFile
 from typing import TypeVar
 
 from fusion_ros.inference.engine import EngineError
+from fusion_ros.inference.onnx_file import external_data
 
 Loaded = TypeVar("Loaded")
-
-_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")
 
 
 def default_cache_dir() -> Path:
@@ -34,12 +32,9 @@ def model_sha256(onnx: Path) -> str:
     """Hash an ONNX file together with its external data (such as `x.onnx.data`)."""
     data = onnx.read_bytes()
     digest = hashlib.sha256(data)
-    # Found by its protobuf encoding (StringStringEntryProto: key 'location', value a path), because
-    # the package onnx may be missing on a robot. What only looks like a path is no file.
-    names = {data[m.end() : m.end() + m[1][0]] for m in re.finditer(_LOCATION, data)}
-    for name in sorted(names):
+    for name in external_data(data):
         try:
-            digest.update((onnx.parent / name.decode()).read_bytes())
+            digest.update((onnx.parent / name).read_bytes())
         except (OSError, ValueError):
             continue
     return digest.hexdigest()

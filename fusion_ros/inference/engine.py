@@ -147,6 +147,13 @@ class Engine(ABC):
         """
         return {spec.name: np.zeros(spec.filled(size), spec.dtype) for spec in self.inputs}
 
+    def trial(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Run the model as it is once, to see what it makes of `feeds`; return its outputs.
+
+        The arrays belong to the caller. Raises what `run` raises.
+        """
+        return {name: array.copy() for name, array in self.run(feeds).items()}
+
     def on_device(self, output: str) -> DeviceArray | None:
         """Place of an output of the latest run in GPU memory; None if it is not there."""
         return None

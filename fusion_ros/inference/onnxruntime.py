@@ -36,8 +36,14 @@ DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(uint32)": np.uint32,
+    "tensor(uint64)": np.uint64,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
 }
 
 
@@ -67,6 +73,7 @@ class OnnxRuntimeEngine(Engine):
         self._binding: ort.IOBinding | None = None
         self._shapes: tuple[tuple[int, ...], ...] | None = None
         self._results: dict[str, np.ndarray] = {}
+        self._varying: list[str] = []
 
     @property
     def description(self) -> str:
@@ -83,6 +90,9 @@ class OnnxRuntimeEngine(Engine):
                 for name, array in feeds.items():
                     self._bind(self._binding.bind_input, name, array)
                 self._session.run_with_iobinding(self._binding)
+                if self._varying:
+                    values = dict(zip(self._results, self._binding.get_outputs()))
+                    self._results.update({n: values[n].numpy() for n in self._varying})
         except EngineError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no public base class
@@ -103,8 +113,18 @@ class OnnxRuntimeEngine(Engine):
         arrays = session.run(None, feeds)
         self._session, self._binding = session, session.io_binding()
         self._results = {s.name: array for s, array in zip(self.outputs, arrays)}
+        # An output whose shape depends on the image, such as boxes after suppression, gets memory
+        # in each run.
+        self._varying = [
+            output.name
+            for output in session.get_outputs()
+            if not all(isinstance(n, int) and n > 0 for n in output.shape)
+        ]
         for name, array in self._results.items():
-            self._bind(self._binding.bind_output, name, array)
+            if name in self._varying:
+                self._binding.bind_output(name, "cpu")
+            else:
+                self._bind(self._binding.bind_output, name, array)
         self._shapes = shapes
 
     @staticmethod
@@ -127,7 +147,7 @@ def _spec(session: ort.InferenceSession) -> ModelSpec:
             TensorSpec(
                 argument.name,
                 tuple(n if isinstance(n, int) else None for n in argument.shape),
-                np.dtype(DTYPES[argument.type]),
+                _dtype(argument),
             )
             for argument in arguments
         )
@@ -137,6 +157,27 @@ def _spec(session: ort.InferenceSession) -> ModelSpec:
         tensors(session.get_outputs()),
         dict(session.get_modelmeta().custom_metadata_map),
     )
+
+
+def run_once(onnx: Path, feeds: Feeds, threads: int = 0) -> dict[str, np.ndarray]:
+    """Run a model once on the CPU, without the time that optimising it takes.
+
+    feeds: arrays of the inputs' shapes and dtypes. Raises EngineError if that fails.
+    """
+    session = _session(onnx, "CPUExecutionProvider", threads, optimise=False)
+    try:
+        arrays = session.run(None, dict(feeds))
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise EngineError(f"onnxruntime could not run the model: {error}") from error
+    return {output.name: np.asarray(a) for output, a in zip(session.get_outputs(), arrays)}
+
+
+def _dtype(argument: ort.NodeArg) -> np.dtype:
+    if argument.type not in DTYPES:
+        raise EngineError(
+            f"the model's '{argument.name}' is a {argument.type}: expected tensors of numbers"
+        )
+    return np.dtype(DTYPES[argument.type])
 
 
 def _session(

@@ -31,6 +31,7 @@ from fusion_ros.inference.engine import (
     fp32_sibling,
     is_fp16,
 )
+from fusion_ros.inference.onnx_file import check_onnx_file
 from fusion_ros.inference.rewrite import rewritten_file
 from fusion_ros.size import Size
 
@@ -173,6 +174,15 @@ class Selection(Engine):
         except Exception as error:  # the libraries' exceptions share no base class
             self._fail_running(error)
             raise EngineError(str(error)) from error
+
+    def trial(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        # By onnxruntime on the CPU, whatever runs later: building an engine for one trial would
+        # take minutes on a GPU.
+        from fusion_ros.inference.onnxruntime import run_once
+
+        path = fp32_sibling(self._onnx)
+        feeds = self.check(feeds)
+        return run_once(path if path.is_file() else self._onnx, feeds, self._threads)
 
     def on_device(self, output: str) -> DeviceArray | None:
         return self._running.on_device(output)
@@ -322,8 +332,7 @@ def load_engine(
     path = Path(onnx).expanduser()
     if precision == "fp16":
         path = fp16_sibling(path)
-    if not path.is_file():
-        raise EngineError(f"no ONNX file {path}: give the path of an exported model")
+    check_onnx_file(path)
     selection = Selection(
         path,
         backend,

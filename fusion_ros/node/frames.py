@@ -13,7 +13,8 @@ from rclpy.time import Time
 from sensor_msgs.msg import Image
 
 from fusion_ros.frame import images
-from fusion_ros.frame.detector import Detection, draw
+from fusion_ros.frame.annotation import draw
+from fusion_ros.frame.detector import Detection
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pace import Pace
 from fusion_ros.frame.pipeline import Pipeline

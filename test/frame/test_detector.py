@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from support import write_detector_onnx, write_fusion_onnx
 
-from fusion_ros.frame.detector import COCO_NAMES, Detection, Detector, default_detector_path, draw
+from fusion_ros.frame.annotation import draw
+from fusion_ros.frame.coco import COCO_NAMES
+from fusion_ros.frame.detector import Detection, Detector, default_detector_path
 from fusion_ros.inference import EngineError, load_engine
 
 BOXES = [
