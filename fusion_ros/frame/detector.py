@@ -52,15 +52,16 @@ class Detector:
     becomes the upright one around it. On a GPU the letterbox is part of the network's graph, and
     an image that is there already is not copied from the CPU.
 
+    engine: a model of images `[N, 3, H, W]` of float32 or float16; of a batch, the first image is
+        used.
     size: height and width of the input in pixels; 0 for the model's own, or `FREE_SIZE`.
-    engine: a model of one image `[N, 3, H, W]` of float32 or float16; of a batch, the first image
-        is used. layout: one of `detector_layouts.LAYOUTS`.
+    layout: one of `detector_layouts.LAYOUTS`.
     class_names: by class id; default the ONNX file's `names`, else COCO's 80.
     confidence, iou, classes (names to keep, empty for all) may be set at any time.
     dropped: boxes of the latest image that cannot be real: not finite, without a size, outside.
 
-    Raises EngineError for models that are not understood or of another size, ValueError for thresholds outside
-    [0, 1] and for classes that the model does not know.
+    Raises EngineError for models that are not understood or of another size, ValueError for
+    thresholds outside [0, 1] and for classes that the model does not know.
     """
 
     def __init__(
@@ -268,11 +269,16 @@ def _fraction(name: str, value: float) -> float:
     return float(value)
 
 
-def _canvas(engine: Engine, metadata: DetectorMetadata) -> Size:
-    """Return the size of the images that the model takes; EngineError if it takes none."""
+def _canvas(engine: Engine, metadata: DetectorMetadata, asked: int) -> Size:
+    """Return the size of the images that the model takes; EngineError if it takes none.
+
+    asked: height and width in pixels, or 0 for the model's own.
+    """
     image, *others = engine.inputs
     shape = image.shape
     size = metadata.size or Size(FREE_SIZE, FREE_SIZE)
+    if asked:
+        size = Size(asked, asked)
     takes_images = len(shape) == 4 and shape[1] in (3, None) and image.dtype == np.float32
     if takes_images:
         size = Size(shape[3] or size.width, shape[2] or size.height)
@@ -290,6 +296,12 @@ def _canvas(engine: Engine, metadata: DetectorMetadata) -> Size:
             "not a detection model of colour images: expected one input of float32 or float16 "
             f"[N, 3, H, W] with sides of {_SIDES[0]} to {_SIDES[1]}, got "
             f"{found.replace('None', '?')}{task}; export one by `make detector`"
+        )
+    if asked and size != (asked, asked):
+        raise EngineError(
+            f"the detector takes images of {shape[3] or 'any'}x{shape[2] or 'any'} only, "
+            f"detector_size asks for {asked}: export one by `make detector DETECTOR_SIZE={asked}`, "
+            "or set detector_size to 0"
         )
     return size
 

@@ -36,7 +36,7 @@ def check_fusion_model(engine: Engine) -> int:
         )
         raise EngineError(
             f"not a fusion model, {problem}: expected inputs '{IR}' and '{VI}' and output "
-            f"'{FUSED}', all float32 [1, 1, H, W] in [0, 1], got {tensors.replace('None', '?')}"
+            f"'{FUSED}', all float32 [1, 1, H, W], got {tensors.replace('None', '?')}"
         )
     *height_and_width, multiple = 0, 0, 0
     reasons = []
@@ -44,9 +44,7 @@ def check_fusion_model(engine: Engine) -> int:
     for multiple in _MULTIPLES if free else _MULTIPLES[:1]:
         # Odd multiples, so that a network that needs even ones fails.
         sides = (multiple * n for n in (math.ceil(SMALLEST / multiple) | 1, 7))
-        height_and_width = [
-            n or side for n, side in zip(engine.inputs[0].shape[-2:], sides)
-        ]
+        height_and_width = [n or side for n, side in zip(engine.inputs[0].shape[-2:], sides)]
         ir, vi = reference_pair(*height_and_width)
         try:
             fused = engine.trial({IR: ir, VI: vi})[FUSED]

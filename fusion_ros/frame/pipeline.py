@@ -296,7 +296,10 @@ class Pipeline:
             gain.radiometry, gain.polarity = p.relation, p.thermal_polarity
         if new.detector is not None:
             new.detector.confidence, new.detector.iou = p.confidence, p.iou
-            new.detector.classes = p.classes
+            try:
+                new.detector.classes = p.classes
+            except ValueError as error:
+                self.monitor.fault("classes", f"classes stays as it was: {error}")
         return new
 
     def _register(self, setup: _Setup, thermal_size: Size, size: Size) -> None:

@@ -228,6 +228,12 @@ def _session(
 def _explain(onnx: Path, error: str) -> str:
     """Say which version reads the model if this onnxruntime is too old for it."""
     versions = re.search(r"model IR version: (\d+), max supported IR version: (\d+)", error)
+    foreign = re.search(r"(\S+?)\(-?\d+\) is not a registered function", error)
+    if foreign:
+        return (
+            f"{onnx} needs the operator {foreign[1]}, which belongs to another runtime: export "
+            "the model without it, a detector without suppression by a plugin"
+        )
     if not versions:
         return f"onnxruntime {ort.__version__} cannot load {onnx}: {error}"
     return (

@@ -19,8 +19,8 @@ from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pace import Pace
 from fusion_ros.frame.pipeline import Pipeline
 from fusion_ros.frame.settings import AUTO
-from fusion_ros.inference import EngineError
 from fusion_ros.node.camera import Camera
+from fusion_ros.node.guard import describe
 from fusion_ros.node.outputs import ANNOTATED, DETECTIONS, FUSED, Outputs
 from fusion_ros.node.search import Search
 
@@ -140,8 +140,8 @@ class Frames:
         self._monitor.count("searched")
         try:
             return self._pipeline.detect(fused, latest)
-        except EngineError as error:
-            self._monitor.fault("detector_failed", f"a frame has no boxes: {error}")
+        except Exception as error:  # a model of others can raise anything; the frame is published
+            self._monitor.fault("detector_failed", f"a frame has no boxes: {describe(error)}")
             return []
 
     def _await_calibration(self) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pipeline import Network, Pipeline, load_detector, load_network
 from fusion_ros.frame.settings import AUTO
-from fusion_ros.inference import EngineError
 from fusion_ros.node.guard import describe
 from fusion_ros.node.parameters import Parameters
 from fusion_ros.node.ready import Ready
@@ -66,17 +65,17 @@ class Loader:
         )
 
     def load_first_detector(self, parameters: Parameters) -> None:
-        """Load the detector in the caller's thread.
+        """Load the detector in the caller's thread; without it the node fuses all the same.
 
-        A detector that the parameters name must be there: raises EngineError or ValueError if it
-        cannot be loaded. The default one may be missing.
+        Where networks are only built (`build_only`), a detector that the parameters name must be
+        there: raises what loading it raises.
         """
         if not parameters.detect:
             return
         try:
             self._load_detector(parameters)
-        except (EngineError, ValueError) as error:
-            if parameters.detector:
+        except Exception as error:  # a model file can raise anything
+            if parameters.detector and parameters.build_only:
                 raise
             self._note_no_detector(error)
 
@@ -171,5 +170,5 @@ class Loader:
         self.detector_problem = None
 
     def _note_no_detector(self, error: Exception) -> None:
-        self.detector_problem = str(error)
+        self.detector_problem = str(error) or repr(error)
         self._monitor.fault("detector_missing", f"fusing without a detector: {error}")

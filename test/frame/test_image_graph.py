@@ -11,6 +11,7 @@ from support import pair, write_detector_onnx, write_fusion_onnx
 from fusion_ros.frame import image_graph
 from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser, padded_size
+from fusion_ros.frame.letterbox import Letterbox
 from fusion_ros.inference import EngineError, load_engine
 from fusion_ros.inference.models import list_methods, model_path
 from fusion_ros.size import Size
@@ -108,8 +109,10 @@ def test_a_real_detector_finds_the_same_in_the_graph(shared_data):
         image = cv2.imread(str(file))
         expected = [d for d in detector.detect(image) if d.score > 0.4]
         model = detector.form(Size.of(image)).rewrite(onnx.load(path))
-        boxes, _scores, ids = detector._decode(run(model, {"camera_image": image[None]}))
-        corners = detector._letterbox.to_source(boxes)
+        output = run(model, {"camera_image": image[None]})[None]
+        boxes = detector.layout.decode({detector.layout.output[0]: output}, 0.25)
+        ids, letterbox = boxes.ids, Letterbox.fit(Size.of(image), Size(640, 640))
+        corners = letterbox.to_source(boxes.corners)
         for one in expected:
             left = np.array((one.x, one.y, one.x + one.width, one.y + one.height))
             best = np.abs(corners[ids == one.class_id] - left).max(axis=1).min()

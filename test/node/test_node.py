@@ -579,8 +579,12 @@ def test_a_detector_that_appears_is_loaded_when_it_is_asked_for_again(bench, mon
     assert "detector_problem" not in one.status
 
 
-def test_a_detector_that_was_named_must_be_there(bench):
-    node = bench(start=False, detect=True, detector="/nowhere/yolo.onnx").node
+def test_a_detector_that_cannot_be_loaded_stops_nothing_but_a_build(bench):
+    one = bench(detect=True, detector="/nowhere/yolo.onnx")
+    assert one.counted("detector_missing")
+    assert "/nowhere/yolo.onnx" in one.status["detector_problem"]
+    assert one.fuse() is not None
+    node = bench(start=False, detect=True, detector="/nowhere/yolo.onnx", build_only=True).node
     assert node.trigger_configure() == FAILURE
 
 
