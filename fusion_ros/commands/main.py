@@ -48,6 +48,9 @@ COMMANDS = {
     "make_bag": Command(
         "fusion_ros.commands.bag.make_bag", "make a bag of simulated cameras, pairs or videos"
     ),
+    "doctor": Command(
+        "fusion_ros.commands.doctor", "check what this machine has, and how to mend what is wrong"
+    ),
     "fuse_node": Command("fusion_ros.node.main", "run the fusion node", node=True),
     "camera_node": Command(
         "fusion_ros.cameras.camera_node", "run a simulated camera or one from files", node=True
