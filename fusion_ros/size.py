@@ -29,7 +29,7 @@ class Size(NamedTuple):
         """The size that a text such as `640x480` names; raises ValueError for any other text."""
         match = _TEXT.fullmatch(text)
         if not match:
-            raise ValueError(f"'{text}' is no size: expected width x height, as in 640x480")
+            raise ValueError(f"'{text}' is not a size: expected width x height, as in 640x480")
         return cls(int(match[1]), int(match[2]))
 
     @property

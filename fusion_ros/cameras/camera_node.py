@@ -171,7 +171,7 @@ def _declare(node: Node) -> Settings:
                 raise ParameterError(f"parameter {name}: {value!r} is not a number")
             value = float(value)
         if choices and value not in choices:
-            raise ParameterError(f"parameter {name}: '{value}' is none of {', '.join(choices)}")
+            raise ParameterError(f"parameter {name}: '{value}': choose one of {', '.join(choices)}")
         if limits and not limits[0] <= value <= limits[1]:
             raise ParameterError(
                 f"parameter {name}: {value} is not from {limits[0]} to {limits[1]}"
@@ -190,8 +190,8 @@ def _declare(node: Node) -> Settings:
     encodings = ENCODINGS[values["camera"]]
     if values["encoding"] and values["encoding"] not in encodings:
         raise ParameterError(
-            f"parameter encoding: '{values['encoding']}' is none of "
-            f"{', '.join(encodings)} of the {values['camera']} camera"
+            f"parameter encoding: '{values['encoding']}': choose one of "
+            f"{', '.join(encodings)} for the {values['camera']} camera"
         )
     if values["source"] == "files" and not values["path"]:
         raise ParameterError("parameter path: needed with source files, a folder with ir/ and vi/")
@@ -436,7 +436,7 @@ class CameraNode(Node):
     def _frame(self, number: int, scene_s: float) -> np.ndarray | None:
         try:
             return self._source.frame(number, scene_s)
-        except Exception as error:  # one bad frame costs one frame, whatever is wrong with it
+        except Exception as error:  # a frame that cannot be published is left out
             self._leave_out(error)
             return None
 

@@ -6,7 +6,7 @@ To add a command, write a module with
     def parser() -> argparse.ArgumentParser: ...       # imports nothing heavy
     def run(arguments: argparse.Namespace) -> int: ... # imports what it needs, returns the status
 
-and list it in `COMMANDS`. `run` reports what the user can mend by `CommandError`.
+and list it in `COMMANDS`. `run` raises `CommandError` for what the user can correct.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _main(args: Sequence[str]) -> int:
         return error.status
     except ImportError as error:
         if (error.name or "fusion_ros").startswith(("fusion_ros", "fusion_models")):
-            raise  # a fault of ours
+            raise  # a bug of this package
         print(f"fusion_ros {name}: {remedy(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -97,12 +97,31 @@ def _main(args: Sequence[str]) -> int:
 
 
 def _run(name: str, command: Command, args: Sequence[str]) -> int:
+    if command.node and {"-h", "--help"} & set(args):
+        print(_node_usage(name, command))
+        return 0
     module = import_module(command.module)
     if command.node:
         return module.main(list(args))
     parser: argparse.ArgumentParser = module.parser()
     parser.prog = f"fusion_ros {name}"
     return module.run(parser.parse_args(args))
+
+
+def _node_usage(name: str, command: Command) -> str:
+    return "\n".join(
+        [
+            f"usage: fusion_ros {name} [--ros-args -p NAME:=VALUE ... -r FROM:=TO ...]",
+            "",
+            f"{command.summary.capitalize()}. Options are those of every ROS 2 node:",
+            "  -p NAME:=VALUE      set a parameter",
+            "  --params-file FILE  set the parameters of a YAML file",
+            "  -r FROM:=TO         remap a topic; __ns:=/robot sets the namespace",
+            "",
+            f"While it runs, `ros2 param describe /{name} NAME` describes a parameter; those of",
+            "fuse_node are in docs/parameters.md too.",
+        ]
+    )
 
 
 def _usage() -> str:

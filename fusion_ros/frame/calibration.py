@@ -28,7 +28,7 @@ _MARGIN = 1.05
 """Directions outside the image that still have pixels, for interpolation at its edge."""
 _REFINEMENTS = 30
 _CONVERGED = 1e-3
-"""Pixels by which a ray may miss its pixel."""
+"""Greatest distance, in pixels, of a projected ray from its pixel."""
 
 
 @dataclass(frozen=True)

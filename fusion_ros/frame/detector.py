@@ -45,7 +45,7 @@ class Detection:
 
 
 class Detector:
-    """Finds objects by a detection model, of the layouts that `detector_layouts` knows.
+    """Finds objects by a detection model, of the layouts in `detector_layouts`.
 
     Boxes that overlap are suppressed where the model leaves that to others. Of models that give
     more than upright boxes (turned boxes, key points, masks), the boxes are used; a turned box
@@ -159,7 +159,7 @@ class Detector:
         unknown = [name for name in names if name not in ids]
         if unknown:
             raise ValueError(
-                f"the detector has no class {', '.join(map(repr, unknown))}: it knows "
+                f"the detector has no class {', '.join(map(repr, unknown))}: expected "
                 f"{', '.join(ids)}"
             )
         self._classes = list(names)

@@ -53,7 +53,7 @@ _LARGEST = 4.0
 class Boxes:
     """Corners (N, 4) in pixels of the canvas, scores (N,) in [0, 1] and class ids (N,).
 
-    dropped: rows that are no boxes (not finite, without a size, far outside, an unknown class).
+    dropped: rows that are not boxes (not finite, without a size, far outside, an unknown class).
     """
 
     corners: np.ndarray
@@ -69,7 +69,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Layout:
-    """One of `LAYOUTS`, for a model of so many classes.
+    """One of `LAYOUTS`, for a model of `classes` classes.
 
     output: the table's name, or the names of boxes, scores, classes and, if there is one, count.
     values: numbers a box. features_first: whether the table is [values, N] and not [N, values].

@@ -50,7 +50,7 @@ class Fuser:
     """Fuses thermal and visible images by the network in `engine`.
 
     The network fuses luminance (BT.601, full range); the visible image's Cb and Cr are kept. Sizes
-    that are no multiple of 8 are padded by reflection at the bottom and right, and cropped back.
+    that are not multiples of 8 are padded by reflection at the bottom and right, and cropped back.
     No image is stretched by its own content, so a video does not flicker. Buffers are kept for the
     latest size: with `out` nothing of image size is allocated after the first frame. Not
     thread-safe.
@@ -59,15 +59,15 @@ class Fuser:
     and 8-bit images are copied to it and back. That graph rounds only once, so results differ
     from the CPU's: by two grey levels at most if the network averages, rarely by more otherwise.
 
-    processing_size: longer side, in pixels, of what the network sees of larger images. Both
-        luminances are reduced, and the change is brought back up along the edges of both by the
-        CPU (see `GuidedUpsampler`). 0 for the images' own size.
+    processing_size: longer side, in pixels, to which larger images are reduced for the network.
+        The CPU then upsamples the change along the edges of both luminances (see
+        `GuidedUpsampler`). 0 for the images' own size.
     convert_on_gpu: False to convert on the CPU even if the network runs on a GPU.
     last_ms: milliseconds of the last `fuse` by stage: 'prepare', 'infer', 'colour', and between
         the latter two 'upsample' if images may be reduced. On a GPU, conversions are part of
         'infer', and the other stages are copies to and from its buffers.
 
-    A model of one fixed size sees larger images reduced to it; float16 and float64 tensors are
+    For a model of one fixed size, larger images are reduced to it; float16 and float64 tensors are
     cast. Raises EngineError if the engine's model does not meet the contract of
     `fusion_models.contract`, as far as one trial run shows, and ValueError for a
     `processing_size` below 0.
@@ -139,7 +139,7 @@ class Fuser:
     def form(self, size: Size) -> Form | None:
         """Return the form of the network that takes camera images of `size`.
 
-        None if the network sees them at another size, which only the CPU makes of them.
+        None if the network takes another size, since only the CPU resizes.
         """
         if self._processed_size(size) != size:
             return None

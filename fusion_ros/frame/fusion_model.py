@@ -13,14 +13,14 @@ from fusion_ros.inference import Engine, EngineError, TensorSpec
 __all__ = ["check_fusion_model", "check_mean"]
 
 _MULTIPLES = (MULTIPLE, 16, 32, 64)
-"""What heights and widths may have to be multiples of, as each halving in a network asks."""
+"""Multiples that heights and widths may need: each halving in a network doubles it."""
 _LARGEST_SIDE = 16384
 _RANGE = (-0.05, 1.05)
 """Where the fused luminance may lie; it is clipped to [0, 1] afterwards."""
 _OUTSIDE = 0.05
-"""Greatest share of pixels beyond that."""
+"""Greatest share of pixels outside that range."""
 _FLAT = 1 / 255
-"""An image whose values differ by less shows nothing."""
+"""An image whose values differ by less is constant."""
 
 
 def check_fusion_model(engine: Engine) -> int:
@@ -66,8 +66,8 @@ def check_mean(mean: float) -> None:
     """Raise EngineError for the mean of a fused luminance that is NaN, infinite or out of range."""
     if not _RANGE[0] <= mean <= _RANGE[1]:
         raise EngineError(
-            f"the network's output is no image, its mean is {mean:.4g}, expected 0 to 1: the "
-            "frame is left out"
+            f"the mean of the network's output is {mean:.4g}, expected 0 to 1: the frame is "
+            "left out"
         )
 
 
@@ -78,7 +78,7 @@ def _problem_of_tensors(engine: Engine) -> str:
     if missing or extra or FUSED not in [s.name for s in engine.outputs]:
         parts = [f"it lacks {', '.join(missing)}"] if missing else []
         parts += [f"it needs {', '.join(extra)} too"] if extra and not missing else []
-        return " and ".join(parts) or f"'{FUSED}' is no output"
+        return " and ".join(parts) or f"'{FUSED}' is not an output"
     for name in (IR, VI, FUSED):
         if problem := _problem_of(specs[name]):
             return f"'{name}' {problem}"

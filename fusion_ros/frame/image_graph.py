@@ -66,10 +66,10 @@ def fuse_images(model: ModelProto, size: Size, padded: Size) -> ModelProto:
 def detect_in_images(
     model: ModelProto, size: Size, scaled: Size, offset: tuple[int, int], canvas: Size, padding: int
 ) -> ModelProto:
-    """Make a detection model of RGB floats one of `camera_image` [1, H, W, 3] uint8 BGR.
+    """Extend a detection model of RGB floats to take `camera_image`, [1, H, W, 3] uint8 BGR.
 
     size: of the image; scaled: what it is resized to (bilinear); offset: columns left of it and
-    rows above it on the `canvas` that the network sees, filled with the level `padding`.
+    rows above it on the `canvas` that the network takes, filled with the level `padding`.
     Raises EngineError if the model cannot be extended.
     """
     name = model.graph.input[0].name

@@ -42,7 +42,7 @@ __all__ = [
 
 
 class ImageError(ValueError):
-    """An image message that cannot be used; `encoding` is the one it claims, where known."""
+    """An image message that cannot be used; `encoding` is the message's, where known."""
 
     def __init__(self, message: str, encoding: str | None = None):
         super().__init__(message)
@@ -157,7 +157,7 @@ ENCODINGS: dict[str, Encoding] = {
     "bgr16": _colours(np.uint16, "BGR"),
     "rgba16": _colours(np.uint16, "RGBA"),
     "bgra16": _colours(np.uint16, "BGRA"),
-    # OpenCV's own names do not say what the channels are: grey, BGR and BGRA by its custom.
+    # OpenCV's own names do not define the channels: grey, BGR and BGRA by convention.
     "8UC1": Encoding(np.uint8),
     "8UC3": _colours(np.uint8, "BGR"),
     "8UC4": _colours(np.uint8, "BGRA"),
@@ -215,7 +215,7 @@ def view(msg: Any) -> np.ndarray:
     data = _bytes_of(msg)
     rows = int(height * encoding.planes)
     if encoding.planes > 1 and data.nbytes == rows * row_bytes:
-        step = row_bytes  # without padding, whatever a driver takes for the step of planes
+        step = row_bytes  # without padding; drivers disagree about the step of planes
     if step < row_bytes:
         raise _error(
             msg,
@@ -320,7 +320,7 @@ def _cv_bridge() -> Any:
         probe = SimpleNamespace(height=2, width=2, step=4, is_bigendian=0, data=bytes(8))
         probe.encoding = "yuv422"
         bridge.imgmsg_to_cv2(probe, "bgr8")
-    except Exception:  # whatever a broken installation raises, OpenCV does the same
+    except Exception:  # a broken installation may raise anything; OpenCV converts instead
         return None
     return bridge
 

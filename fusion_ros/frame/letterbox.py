@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""How an image lies on the canvas that a detector sees."""
+"""How an image is placed on the canvas that a detector takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PADDING = 114
 """Grey level around the image."""
 
 FITS = ("centre", "corner", "stretch")
-"""Where the image lies on the canvas: in the middle, at its top left, or stretched to all of it."""
+"""Place of the image on the canvas: in the middle, at the top left, or stretched to all of it."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """The size at which images are fused so that the cameras' rate is held (`processing_size: auto`).
 
-Only numbers go in and out: the times of pairs and frames, and a size. What loads networks and
-what measures is elsewhere, so tests run it on a made-up clock.
+Only numbers go in and out: the times of pairs and frames, and a size. Loading and
+measuring are done elsewhere, so tests run this module on a clock of their own.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ START_ON_CPU = 320
 """Where `auto` starts on a processor, px; on a GPU it starts at the images' own size."""
 
 _WINDOW_S = 2.0
-"""What is measured over, s."""
+"""Time over which frames are measured, s."""
 _LONG_WINDOW_S = 4.0
-"""What must agree before images become larger again, s."""
+"""Time over which a larger size must seem possible before it is chosen, s."""
 _FRAMES = 8
-"""Least number of frames to judge by."""
+"""Least number of frames for a decision."""
 _UNSETTLED_S = 1.0
 _SETTLED_S = 5.0
 """Least time between two changes, s, until a size was found that fits, and from then on."""
@@ -42,16 +42,16 @@ _RISE = 0.75
 _LOST = 0.05
 """Share of lost pairs above which a size is too large, although its time seems to suffice."""
 _BUSY = 0.5
-"""Below this share, lost pairs are not blamed on the size."""
+"""Below this share of time, the size is not taken for the cause of lost pairs."""
 _LIFTED = 0.75
 """Load has gone if the network's time for a pixel falls to this share."""
 _STEADY = 0.2
 """Difference of the network's times, as a share, that counts as none."""
 _BAR_S, _LONGEST_BAR_S = 30.0, 600.0
-"""How long a size is left alone that proved too large soon after it was chosen; doubled, up to."""
+"""How long a size that proved too large is not chosen, s: at first, and at most after doubling."""
 _SOON_S = 30.0
 _TRUST_S = 60.0
-"""Half-life of what was learned about one size's cost beside another's."""
+"""Half-life of a measured ratio of the costs of two sizes, s."""
 
 
 def sizes_for(longest: int, least: int) -> list[int]:
@@ -129,7 +129,7 @@ class Pace:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to measure anew, at the present size, as after an activation."""
+        """Discard the measurements and keep the size, as after an activation."""
         with self._lock:
             self._pairs: deque[tuple[float, int]] = deque(maxlen=1024)
             self._lost: deque[float] = deque(maxlen=1024)
@@ -147,7 +147,7 @@ class Pace:
         return self._size if self._pending is None else self._pending
 
     def images(self, longest: int) -> None:
-        """Tell the longer side of the cameras' images, px."""
+        """Set the longer side of the cameras' images, px."""
         with self._lock:
             if longest != self._longest:
                 self._longest = longest
@@ -179,7 +179,7 @@ class Pace:
                 self._frames.append(_Frame(now, busy_s, network_s, search_s))
 
     def use(self, size: int) -> None:
-        """Go on from another size, px, which somebody else has chosen and which runs now."""
+        """Continue from another size, px, which was chosen elsewhere and runs now."""
         with self._lock:
             self._size, self._pending = size, None
             self._begin(self._clock())

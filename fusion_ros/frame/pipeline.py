@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """The steps of one frame in order: gain control, registration, fusion, detection.
 
-Arrays in, arrays out; nothing of ROS. What does the work (networks, settings, calibration) may be
-changed from other threads at any time: it is taken over between two frames.
+Arrays in, arrays out, without ROS. Networks, settings and calibration may be changed from other
+threads at any time: the changes take effect between two frames.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def load_network(
     Raises EngineError or ValueError saying what is missing and what to do.
     """
     engine = load_engine(
-        # The float16 form lies beside the float32 one, and the engine chooses between them.
+        # The float16 file is in the same folder, and the engine chooses between them.
         model_path(settings.method),
         settings.backend,
         precision=settings.precision,
@@ -131,7 +131,7 @@ class Pipeline:
     """Processes one pair of images after the other: one thread calls `fuse`.
 
     `detect` may be called by the same thread or by one other. The duration of each step
-    goes to `monitor` as a stage, what is not as it should be as a fault.
+    goes to `monitor` as a stage, and problems as faults.
 
     released: called with each network that runs no more, in the thread that calls `fuse` or
         `change`; by default it is freed.
@@ -280,7 +280,7 @@ class Pipeline:
     def _take_over(self) -> _Setup:
         if self._setup is self._running:
             return self._setup
-        # First of all, so that a setting that fails costs one frame and not every frame.
+        # Stored first, so that a setting that fails costs one frame and not every frame.
         with self._lock:
             old, new = self._running, self._setup
             self._running = new

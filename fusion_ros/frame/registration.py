@@ -59,8 +59,8 @@ def homography_from_intrinsics(
 ) -> np.ndarray:
     """The (3, 3) homography of the plane at infinity, thermal pixel to RGB pixel.
 
-    H = K_rgb R K_thermal^-1, exact for cameras with one centre and for whatever is far away
-    against the distance of the cameras.
+    H = K_rgb R K_thermal^-1, exact for cameras with one centre, and for objects far away
+    compared with the distance between the cameras.
 
     Args:
         k_thermal, k_rgb: camera matrices as in CameraInfo.k, nine values or (3, 3), in pixels.
@@ -81,7 +81,7 @@ def _rotation(rotation: Sequence[float] | np.ndarray | None) -> np.ndarray:
     turn = np.eye(3) if rotation is None else _nine(rotation, "rotation")
     if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) or np.linalg.det(turn) < 0:
         raise ValueError(
-            f"rotation {turn.tolist()} is not one: expected a 3x3 matrix with orthonormal rows "
+            f"{turn.tolist()} is not a rotation: expected a 3x3 matrix with orthonormal rows "
             "and determinant 1"
         )
     if turn[2, 2] <= 0:
@@ -155,10 +155,10 @@ class Registration:
     def warp(self, thermal: np.ndarray, size: Size, out: np.ndarray | None = None) -> np.ndarray:
         """The thermal image (H, W) uint8 as the RGB camera of `size` (width, height) sees it.
 
-        Pixels that the thermal camera does not see, see `border`, continue the outermost ones
-        that it sees: a network that gets the image finds no edge there to answer to. The result
-        is written into `out` if given. Where nothing has to be done `thermal` itself is
-        returned, so use the returned array.
+        Pixels that the thermal camera does not see, see `border`, repeat the outermost ones
+        that it sees, so that the network gets no artificial edge there. The result is written
+        into `out` if given. Where nothing has to be done `thermal` itself is returned, so use
+        the returned array.
 
         Raises `ValueError` for another kind of image and for a homography whose horizon
         crosses the thermal image.

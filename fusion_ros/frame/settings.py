@@ -301,7 +301,8 @@ class Settings:
             )
         if self.detector_size % 32:
             raise ParameterError(
-                "detector_size", f"{self.detector_size} px is no multiple of 32, which YOLO needs"
+                "detector_size",
+                f"{self.detector_size} px is not a multiple of 32, which YOLO needs",
             )
         if self.gain_low >= self.gain_high:
             raise ParameterError(
@@ -310,7 +311,7 @@ class Settings:
         if len(self.gain_range) != 2 or self.gain_range[0] >= self.gain_range[1]:
             raise ParameterError(
                 "gain_range",
-                f"{list(self.gain_range)} is no range: expected two rising temperatures",
+                f"{list(self.gain_range)} is not a range: expected two rising temperatures",
             )
         if self.homography:
             try:

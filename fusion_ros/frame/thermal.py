@@ -40,7 +40,7 @@ class GainControl:
                   dead and hot pixels do not count;
       plateau     as percentile, but between the limits grey levels follow the histogram, clipped
                   at `plateau`: contrast goes where pixels are;
-      fixed       the temperatures `celsius`, at once, whatever the frame shows;
+      fixed       the temperatures `celsius`, at once and independent of the frame;
       none        no limits: 16 bit keeps its high byte, 8 bit passes through, float is rounded.
 
     With each frame the limits move by the share 1 - `smoothing` of the distance to the wanted
@@ -205,7 +205,7 @@ class GainControl:
         samples = np.minimum(bins[rows][::stride, ::stride], _BINS - 1)
         if frame.dtype == np.uint16:
             samples = samples[frame[rows][::stride, ::stride] > 0]
-        # The pixels outside the limits say nothing of the levels between them.
+        # Pixels outside the limits do not count for the levels between them.
         histogram = np.bincount(samples.ravel(), minlength=_BINS).astype(np.float64)
         histogram[[0, -1]] = 0
         share = histogram / max(histogram.sum(), 1)

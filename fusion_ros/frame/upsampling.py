@@ -57,7 +57,7 @@ class GuidedUpsampler:
         """The fused luminance at the cameras' size, written to `out`; all float32 in [0, 1].
 
         fused_small, ir_small, vi_small: of the size `small`; ir, vi, out: of the size `full`, and
-        `out` is none of the others.
+        `out` is another array than the inputs.
         """
         change = np.subtract(fused_small, vi_small, out=self._change)
         a, b = self._fit(change, ir_small, vi_small)

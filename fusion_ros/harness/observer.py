@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 _QUEUE = 100
 _CHECK_S = 0.05
-"""Longest time between two looks at a condition: the end of a process, say, sends no message."""
+"""Interval at which a condition is checked, s: the end of a process sends no message."""
 _STAMP = {0: ">iI", 1: "<iI"}
-"""A CDR message begins with four bytes, of which the second tells the byte order, and the stamp."""
+"""A CDR message begins with four bytes, of which the second gives the byte order, and the stamp."""
 
 
 @dataclass(frozen=True)

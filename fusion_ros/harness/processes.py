@@ -26,7 +26,7 @@ class Child:
     """A process whose output goes to `<folder>/<name>.log`.
 
     may_end: whether exit status 0 is expected before `stop`; a node that is to run until it is
-    stopped has failed when it ends by itself, with whatever status.
+    stopped has failed when it ends by itself, with any status.
     """
 
     def __init__(

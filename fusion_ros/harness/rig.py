@@ -47,9 +47,9 @@ __all__ = ["Rig", "ros_session"]
 T = TypeVar("T")
 
 _PATIENCE_S = 60.0
-"""Time limit of waits, far above what they take: only a fault reaches it, not a busy machine."""
+"""Time limit of waits, s: so long that only a fault reaches it, not a busy machine."""
 _SETTLE_NS = 200_000_000
-"""An image may be on its way for so long: the node is idle by reports from later on."""
+"""Longest time that an image takes to the node, ns: the node is idle only by later reports."""
 _LEFT = ("in_progress", "searching", "thermal_waiting", "rgb_waiting")
 
 

@@ -25,7 +25,7 @@ def default_cache_dir() -> Path:
 
 
 class StaleEngine(EngineError):
-    """A cached engine must be built anew: it is damaged, or of another driver or GPU."""
+    """A cached engine must be built again: it is damaged, or of another driver or GPU."""
 
 
 def model_sha256(onnx: Path) -> str:
@@ -96,7 +96,7 @@ class EngineCache:
     ) -> Loaded:
         """Return `load` of the engine of `key`, which `build` makes if there is none.
 
-        If `load` raises StaleEngine, the engine is built anew, once; a second one is raised.
+        If `load` raises StaleEngine, the engine is built again, once; a second one is raised.
         """
         path = self.folder / key.filename
         try:
@@ -104,7 +104,7 @@ class EngineCache:
         except FileNotFoundError:
             pass
         except StaleEngine as error:
-            self._log(f"cached engine {path.name} is not usable, building it anew: {error}")
+            self._log(f"cached engine {path.name} is not usable, building it again: {error}")
         with self.lock(path):
             # Another process may have built it while this one waited.
             try:

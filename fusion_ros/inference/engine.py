@@ -29,7 +29,7 @@ class EngineError(RuntimeError):
 
 
 class UnavailableError(EngineError):
-    """A backend cannot run on this machine, whatever the model."""
+    """A backend cannot run any model on this machine."""
 
 
 class FeedError(EngineError):
@@ -92,7 +92,7 @@ class Engine(ABC):
     """One loaded model. Not thread-safe: one thread runs it at a time.
 
     backend: 'tensorrt', 'onnxruntime' or 'null'; device: 'CPU', 'CUDA:0 <GPU name>' or 'none';
-    precision: 'fp32' or 'fp16', of the arithmetic inside, whatever the inputs and outputs are.
+    precision: 'fp32' or 'fp16', of the arithmetic inside, not of the inputs and outputs.
     All three name what runs, not what was asked for. reads_device: whether `run` takes a
     `DeviceArray` as an input. passed_over, gpu_unused: what would be better and why it does not
     run, see `Selection`; empty for an engine that was not selected.
@@ -148,7 +148,7 @@ class Engine(ABC):
         return {spec.name: np.zeros(spec.filled(size), spec.dtype) for spec in self.inputs}
 
     def trial(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Run the model as it is once, to see what it makes of `feeds`; return its outputs.
+        """Run the unchanged model once on `feeds`, as a check; return its outputs.
 
         The arrays belong to the caller. Raises what `run` raises.
         """
@@ -184,7 +184,7 @@ class Engine(ABC):
             on_device = isinstance(array, DeviceArray)
             if on_device and not self.reads_device:
                 raise FeedError(
-                    f"input '{spec.name}' lies on the GPU, where {self.backend} cannot read it"
+                    f"input '{spec.name}' is on the GPU, where {self.backend} cannot read it"
                 )
             checked[spec.name] = array if on_device else np.ascontiguousarray(array)
         return checked

@@ -11,13 +11,13 @@ from fusion_ros.inference.engine import EngineError
 __all__ = ["check_onnx_file", "external_data"]
 
 _HEAD = 512
-"""Bytes by which other kinds of file are told."""
+"""Number of bytes by which other kinds of file are recognised."""
 _LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")
 _GRAPH = 7
 """Number of the field `graph` of an ONNX ModelProto."""
 
 _FIELDS = 40
-"""Greatest number of a field that is believed; ONNX has numbers up to 26."""
+"""Greatest field number that is accepted; ONNX has numbers up to 26."""
 
 _EXPORT = "export it to ONNX, with ultralytics by `yolo export model=<file>.pt format=onnx`"
 _KINDS: tuple[tuple[bytes, str], ...] = (
@@ -69,7 +69,8 @@ def external_data(data: bytes) -> list[str]:
     """Return the paths, relative to an ONNX file with the content `data`, of its weights' files.
 
     Found by their protobuf encoding (StringStringEntryProto: key 'location', value a path),
-    because the package onnx may be missing on a robot. What only looks like a path is no file.
+    because the package onnx may be missing on a robot. Strings that are not names of files are
+    left out.
     """
     names = {data[m.end() : m.end() + m[1][0]] for m in re.finditer(_LOCATION, data)}
     found = []

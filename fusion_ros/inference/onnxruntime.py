@@ -50,7 +50,7 @@ DTYPES = {
 class OnnxRuntimeEngine(Engine):
     """`onnx` on `provider`, 'CUDA' or 'CPU'.
 
-    The session is optimised for one size of the inputs, and made anew for another, which takes 7
+    The session is optimised for one size of the inputs, and recreated for another, which takes 7
     to 35 ms on the CPU: with free sizes baffm takes a sixth longer. The output buffers are kept as
     long as the session.
 
@@ -210,7 +210,7 @@ def _session(
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # float32 means float32 in every backend; otherwise CUDA rounds factors to 10 bits (TF32).
     settings = {}
-    if provider == "CUDAExecutionProvider" and _VERSION >= (1, 18):  # which knows the setting
+    if provider == "CUDAExecutionProvider" and _VERSION >= (1, 18):  # older ones lack the setting
         settings["use_tf32"] = "0"
     try:
         session = ort.InferenceSession(str(onnx), options, [provider], [settings])

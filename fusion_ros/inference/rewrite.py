@@ -17,7 +17,7 @@ __all__ = ["rewritten_file"]
 def rewritten_file(onnx: Path, rewrite: Rewrite) -> Iterator[Path]:
     """Yield a temporary file with `onnx` after `rewrite`.
 
-    The float32 form of a float16 model lies beside it, rewritten too, for comparison. Raises
+    The float32 form of a float16 model is rewritten into the same folder, for comparison. Raises
     EngineError without the package onnx, for models that `rewrite` refuses, and if the files
     cannot be written.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""The choice of an engine, and the only place that falls back to another one.
+"""The choice of an engine, and of another one when it fails; no other module does that.
 
 When a candidate of the ordered list of (backend, precision, form) cannot be started for a size of
 image, the next one is tried; when one fails while it runs, that frame is lost and the candidates of
@@ -92,7 +92,7 @@ class Selection(Engine):
 
     passed_over: what is better and does not run, best first, each with its reason; empty where the
         first candidate runs. A candidate that was passed over stays so until another engine is
-        loaded. One exception: if none is left for one size, another size starts the list anew.
+        loaded. One exception: if none is left for one size, another size starts the list again.
     gpu_unused: why the GPU that this machine has is not used; empty if it is used, if there is
         none, and if `backend` names what runs without it. To be shown for as long as it lasts.
     candidate: what runs.
@@ -176,7 +176,7 @@ class Selection(Engine):
             raise EngineError(str(error)) from error
 
     def trial(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        # By onnxruntime on the CPU, whatever runs later: building an engine for one trial would
+        # Always by onnxruntime on the CPU: building an engine for one trial would
         # take minutes on a GPU.
         from fusion_ros.inference.onnxruntime import run_once
 

@@ -296,7 +296,7 @@ class TensorRTEngine(Engine):
         if known and self._capability not in known:
             raise UnavailableError(
                 f"{self._library.description} does not run on {cuda.device_name()} (compute "
-                f"capability {self._capability}, it knows {', '.join(known)}): install "
+                f"capability {self._capability}, expected {', '.join(known)}): install "
                 "NVIDIA's full `tensorrt`, or use onnxruntime_cuda"
             )
         cuda.call(cuda.runtime().cudaGetDeviceCount)  # fails if the driver is too old

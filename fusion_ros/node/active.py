@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Active"]
 
 _IMAGES = 5
-"""Depth of the image subscriptions: in a longer queue the images would only grow old."""
+"""Depth of the image subscriptions: a longer queue would only add latency."""
 _WATCH_S = 0.2
 _REPORT_S = 1.0
 _PACE_S = 0.25
@@ -156,7 +156,7 @@ class Active:
         """Name the parameter that makes the node match this camera's publisher."""
         self._configured.monitor.fault(
             "incompatible_qos",
-            f"a publisher of the {camera.name} camera offers best effort only, this node asks for "
+            f"a publisher of the {camera.name} camera offers best effort only, this node requests "
             f"{self._configured.parameters.qos}, so nothing arrives: set the parameter "
             "qos:=best_effort",
         )

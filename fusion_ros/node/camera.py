@@ -18,8 +18,8 @@ class Camera:
     """One camera, `name` being `thermal` or `rgb`.
 
     Attributes:
-        heard: monotonic time of the latest image, or of the activation, s.
-        silent: no image came for longer than the timeout.
+        heard: monotonic time of receipt of the latest image, or of the activation, s.
+        silent: no image was received for longer than the timeout.
         stamp_ns: stamp of the latest usable image.
         info: latest sensor_msgs/CameraInfo.
         calibration: the one in `info`; None if the camera is not calibrated.
@@ -44,17 +44,17 @@ class Camera:
         return f"{self.name}/camera_info"
 
     def restart(self) -> None:
-        """Start to listen anew, at activation."""
+        """Reset the stamp and the time of receipt, at activation."""
         self.stamp_ns = None
         self.hear()
 
     def hear(self) -> None:
-        """Note that an image has come."""
+        """Note that an image was received."""
         self.heard = time.monotonic()
         self.silent = self._overdue = False
 
     def watch(self, timeout: float) -> None:
-        """Find out whether the camera is silent; to be called several times per `timeout` (s)."""
+        """Update `silent`; to be called several times per `timeout` (s)."""
         overdue = time.monotonic() - self.heard > timeout
         # Overdue at two checks in a row: after a pause of the whole process, images wait in the
         # queue and are taken between the two.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Configured"]
 
 _PAUSE_S = 0.5
-"""How long `pause` waits for the frame in hand, at most."""
+"""How long `pause` waits for the frame in progress, at most, s."""
 
 
 class Configured:
@@ -86,8 +86,8 @@ class Configured:
             node.count_publishers_of,
             lambda: node.get_clock().now().nanoseconds,
         )
-        # The worker outlives a deactivation, since the frame in hand may be building an engine.
-        # It frees the networks itself: nobody else knows when that frame is done.
+        # The worker runs on after a deactivation: its frame may be building an engine for minutes.
+        # It frees the networks itself, since only its thread can tell when that frame is done.
         self.worker: Worker[Job] = Worker(
             self.frames.process, "fusion", self._frame_failed, self.pipeline.close
         )
@@ -162,7 +162,7 @@ class Configured:
         }
 
     def pause(self) -> None:
-        """Drop waiting images; the frame in hand gets a moment to finish."""
+        """Drop waiting images, and wait up to `_PAUSE_S` for the frame in progress."""
         dropped = self.worker.clear() + len(self.pairer.flush())
         self.monitor.count("displaced", dropped)
         self.worker.wait(_PAUSE_S)
@@ -171,8 +171,8 @@ class Configured:
     def close(self, timeout: float) -> bool:
         """End the threads and free the networks; return whether that is done.
 
-        Waits up to `timeout` seconds. What is not done then ends later by itself, the networks
-        are freed after that.
+        Waits up to `timeout` seconds. Threads that still run end later and free their networks
+        then.
         """
         self._closed = True
         end = time.monotonic() + timeout
@@ -197,13 +197,13 @@ class Configured:
         self._node.get_logger().info(f"fusing by {network} on {engine}")
 
     def _frame_failed(self, error: Exception) -> None:
-        # After the end the publishers are gone, which is no fault of the frame.
+        # After `close` the publishers are destroyed, so errors are expected and not reported.
         if not self._closed and self._node.context.ok():
             self.monitor.count("rejected")
             self.monitor.fault("frame_failed", f"a frame was left out: {describe(error)}")
 
     def _released(self, network: Network) -> None:
-        """Keep a network that runs no more, where the next change of size may want it back."""
+        """Keep a network that was replaced, if a change of size may need it again; else free it."""
         if network.fits(self.parameters) and self.parameters.processing_size == AUTO:
             self.ready.keep(network)
         else:
@@ -224,7 +224,7 @@ class Configured:
         def set_back() -> None:
             now = self.parameters
             if not self._closed and all(getattr(now, n) == getattr(wanted, n) for n in names):
-                # At once: one by one they would ask for networks that nobody wants.
+                # Both at once: between two calls, a network that is not wanted would be loaded.
                 self._node.set_parameters_atomically(
                     [Parameter(name, value=value) for name, value in zip(names, values)]
                 )

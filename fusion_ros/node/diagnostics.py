@@ -135,7 +135,7 @@ class Diagnostics:
         self._compared: PairingCounts | None = None
 
     def restart(self) -> None:
-        """Begin anew at activation: images from before it are not compared with later ones."""
+        """Start again at activation: images from before it are not compared with later ones."""
         self._compared = None
 
     def check(self, settings: Settings) -> None:
@@ -146,7 +146,7 @@ class Diagnostics:
         counts = self._pairer.counts
         if counts.resets > self._resets:
             self._resets = counts.resets
-            self._monitor.fault("time_jump", "stamps jumped back: pairing started anew")
+            self._monitor.fault("time_jump", "stamps jumped back: pairing has started again")
         self._check_pairing(counts, settings)
 
     def statuses(

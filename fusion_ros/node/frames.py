@@ -27,7 +27,7 @@ from fusion_ros.node.search import Search
 __all__ = ["Frames", "Job"]
 
 _CALIBRATION_S = 0.2
-"""How long the first frame waits for camera_info, at most."""
+"""How long the first frame waits for camera_info, at most, s."""
 _ODD_LATENCY_MS = 10_000.0
 """A latency above this comes from clocks that differ, not from processing."""
 
@@ -140,12 +140,12 @@ class Frames:
         self._monitor.count("searched")
         try:
             return self._pipeline.detect(fused, latest)
-        except Exception as error:  # a model of others can raise anything; the frame is published
+        except Exception as error:  # a user's model may raise any exception; the frame is published
             self._monitor.fault("detector_failed", f"a frame has no boxes: {describe(error)}")
             return []
 
     def _await_calibration(self) -> None:
-        """Give the camera_info of both cameras time to arrive, if somebody publishes them."""
+        """Wait shortly for the camera_info of both cameras, if it has publishers."""
         end = time.monotonic() + _CALIBRATION_S
         for camera in self._cameras:
             if self._count_publishers(camera.info_topic):
@@ -157,6 +157,6 @@ class Frames:
         if abs(latency_ms) > _ODD_LATENCY_MS:
             self._monitor.fault(
                 "odd_stamps",
-                f"images are stamped {1e-3 * latency_ms:.1f} s before this node's time, so latency "
-                "means nothing: synchronise the clocks, or set use_sim_time for a bag",
+                f"images are stamped {1e-3 * latency_ms:.1f} s before this node's time, so the "
+                "latency is not usable: synchronise the clocks, or set use_sim_time for a bag",
             )

@@ -30,7 +30,7 @@ __all__ = ["FuseNode"]
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 _FAILURE = TransitionCallbackReturn.FAILURE
 _CLEANUP_S = 0.5
-"""How long the transition `cleanup` waits for the frame in hand, at most."""
+"""How long the transition `cleanup` waits for the frame in progress, at most, s."""
 
 
 class FuseNode(GuardedNode):
@@ -188,7 +188,7 @@ class FuseNode(GuardedNode):
         """Set all of the parameters or none; the services of the node end here too.
 
         Values are checked and stored in the type of their parameter: 1 for a number becomes 1.0,
-        and an empty list a list of that type. Whatever cannot be set is refused with the reason.
+        and an empty list a list of that type. Values that cannot be set are refused and named.
         """
         try:
             typed = [node_parameters.typed(parameter) for parameter in parameter_list]
@@ -240,7 +240,8 @@ class FuseNode(GuardedNode):
         unknown = sorted(set(parameters.classes) - set(known))
         if detector and unknown:
             raise ParameterError(
-                "classes", f"the detector has no {', '.join(unknown)}: it knows {', '.join(known)}"
+                "classes",
+                f"the detector has no class {', '.join(unknown)}: expected {', '.join(known)}",
             )
 
     def _warn_of_unknown(self, concerned: Callable[[str], bool]) -> None:

@@ -19,9 +19,9 @@ from rclpy.lifecycle import LifecycleNode
 __all__ = ["GuardedNode", "describe", "spin"]
 
 _WAKE_S = 0.2
-"""How often `spin` asks whether to go on, s."""
+"""Interval at which `spin` checks whether to go on, s."""
 _RETRY_S = 0.01
-"""Pause after an exception, so that one that comes back does not take a whole core, s."""
+"""Pause after an exception, s: one that recurs must not keep a core busy."""
 
 
 class GuardedNode(LifecycleNode):

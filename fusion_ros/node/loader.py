@@ -80,19 +80,19 @@ class Loader:
             self._note_no_detector(error)
 
     def request(self, parameters: Parameters, size: int = 0, ahead: tuple[int, ...] = ()) -> None:
-        """Have the networks that `parameters` ask for, as soon as they are loaded.
+        """Load the networks that `parameters` name and use them once they are loaded.
 
         size: where `processing_size` is auto, px; ahead: sizes to make ready beside it.
         """
         if not parameters.detect:
-            # The next time that somebody switches it on, it is tried again.
+            # Switching it on again is another attempt.
             self.detector_problem = None
         self._worker.submit(_Request(parameters, size, ahead))
 
     def stop(self, timeout: float) -> None:
         """End the thread, and wait up to `timeout` seconds for that.
 
-        A load under way, which may build an engine for minutes, ends by itself later. The closed
+        A load in progress, which may build an engine for minutes, ends later. The closed
         pipeline then frees its result.
         """
         self._worker.stop(timeout)
@@ -116,7 +116,7 @@ class Loader:
             self._change(request, running)
         if auto:
             self._make_ready(request)
-        # Tried once for each time that it is asked for, not for every change of a parameter.
+        # Tried once each time that `detect` is switched on, not at every change of a parameter.
         if parameters.detect and self._pipeline.detector is None and not self.detector_problem:
             try:
                 self._load_detector(parameters)

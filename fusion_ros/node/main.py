@@ -2,8 +2,8 @@
 """The process of the fusion node: start, signals and end.
 
 The main thread only waits for signals, the node runs in another thread. So a signal is noticed
-whatever the node is doing (importing, building an engine, fusing a frame), and no exception is
-thrown into it. The process ends within `_STOP_S` after the first signal.
+while the node is importing, building an engine or fusing a frame, and no exception is raised in
+its thread. The process ends within `_STOP_S` after the first signal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["main"]
 _STOP_S = 2.0
 """How long the node's thread may take to end after a signal, s."""
 _FREE_S = 1.2
-"""Of that, how long the node waits for a frame in hand, s."""
+"""Of that, how long the node waits for the frame in progress, s."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ENDED = b"\0"
 
@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> int:
     )
     thread.start()
     ended = os.read(events, 1) == _ENDED
-    # Python restores the default of other handlers at its end, and a late signal would kill it.
+    # At exit Python restores the default of other handlers: a late signal would kill the process.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     process.stopped.set()
@@ -56,7 +56,7 @@ def main(args: list[str] | None = None) -> int:
     if not ended:
         status = 130 if process.building else 0
     if thread.is_alive() or not process.freed:
-        # Python's own end would take libraries away from threads that still use them.
+        # A normal exit would unload libraries that other threads still use.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -87,7 +87,7 @@ class _Process:
             traceback.print_exc()
 
     def _run(self) -> int:
-        # Imported here, since that takes a second, and signals are heard meanwhile.
+        # Imported here, since that takes a second, in which signals must be noticed.
         try:
             import rclpy
             from rclpy.exceptions import ParameterException

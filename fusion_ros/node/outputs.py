@@ -61,7 +61,7 @@ class Outputs:
 
     @property
     def active(self) -> bool:
-        """Whether messages are published at all: not after a deactivation."""
+        """Whether the publishers are active: they are not after a deactivation."""
         return FUSED in self._publishers and self._publishers[FUSED].is_activated
 
     def wanted(self, *topics: str) -> bool:

@@ -23,7 +23,7 @@ class Ready:
         self._closed = False
 
     def keep(self, network: Network) -> None:
-        """Take over a network that does not run."""
+        """Keep a network that does not run; it is freed here later."""
         surplus = [network]
         with self._lock:
             if not self._closed:
@@ -36,12 +36,12 @@ class Ready:
                 one.fuser.close()
 
     def take(self, method: str, size: int) -> Network | None:
-        """Give a network away, if it is there."""
+        """Return a network and keep it no longer; None if it is not kept."""
         with self._lock:
             return self._networks.pop((method, size), None)
 
     def has(self, method: str, size: int) -> bool:
-        """Whether a network is there."""
+        """Whether a network is kept."""
         with self._lock:
             return (method, size) in self._networks
 
@@ -52,7 +52,7 @@ class Ready:
             return sorted(size for _, size in self._networks)
 
     def clear(self) -> None:
-        """Free all."""
+        """Free all networks."""
         with self._lock:
             networks = list(self._networks.values())
             self._networks.clear()
@@ -60,7 +60,7 @@ class Ready:
             network.fuser.close()
 
     def close(self) -> None:
-        """Free all, and whatever comes later."""
+        """Free all networks; those that are handed over later are freed at once."""
         with self._lock:
             self._closed = True
         self.clear()

@@ -27,10 +27,9 @@ class _Image:
 
 
 class Search:
-    """Hands images to `handle` one after the other; one that comes meanwhile is left out.
+    """Hands images to `handle` one at a time; images offered in the meantime are left out.
 
-    So the detector skips frames before fusion does: threads of fusion that want to run displace
-    this one.
+    The thread has a low priority, so under load the detector skips frames before fusion does.
 
     Args:
         handle: called with a copy of the image and its header.
@@ -62,12 +61,12 @@ class Search:
         return self._worker.alive
 
     def pause(self, timeout: float) -> None:
-        """Drop what waits; give the image in hand up to `timeout` seconds."""
+        """Drop the waiting image; wait up to `timeout` seconds for the current one."""
         self._worker.clear()
         self._worker.wait(timeout)
 
     def stop(self, timeout: float) -> None:
-        """End the thread after the image in hand; wait up to `timeout` seconds for that."""
+        """End the thread after the current image; wait up to `timeout` seconds for that."""
         self._worker.stop(timeout)
 
     def _run(self, image: _Image) -> None:

@@ -22,7 +22,7 @@ class Worker(Generic[T]):
         name: name of the thread.
         failed: called with an exception that `handle` or `at_end` raised.
         at_end: called in the thread after its last item, to free what `handle` used. That is the
-            only safe moment when `stop` could not wait for the item in hand.
+            only safe moment if `stop` did not wait until the current item was finished.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Worker(Generic[T]):
 
     @property
     def pending(self) -> int:
-        """Number of items in progress: the one in hand and the waiting one."""
+        """Number of items in progress: the one being handled and the waiting one."""
         with self._changed:
             return self._busy + (self._waiting is not None)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still runs; after `stop`, the item in hand is not finished then."""
+        """Whether the thread runs; after `stop` this means that its last item is not finished."""
         return self._thread.is_alive()
 
     def wait(self, timeout: float) -> bool:
@@ -76,10 +76,10 @@ class Worker(Generic[T]):
             return dropped
 
     def stop(self, timeout: float) -> bool:
-        """End the thread after the item in hand; return whether a waiting item was dropped.
+        """End the thread after the current item; return whether a waiting item was dropped.
 
-        Waits up to `timeout` seconds. `alive` tells whether that was enough; if not, the thread
-        ends later by itself.
+        Waits up to `timeout` seconds. If that is not enough, `alive` is true and the
+        thread ends later.
         """
         with self._changed:
             self._stopped = True

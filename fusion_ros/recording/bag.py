@@ -81,7 +81,7 @@ class Bag:
     def image(self, record: Record) -> Any:
         """The message of an image topic as sensor_msgs/Image, decompressed where needed.
 
-        Raises ImageError for what is no image.
+        Raises ImageError for a message that is not an image.
         """
         message = self.message(record)
         if self.topics[record.topic].type == COMPRESSED:
@@ -166,7 +166,7 @@ def _open_file(path: Path) -> Storage:
         if path.suffix == ".mcap":
             return TornMcap(path)
         advice = (
-            "; `rosbag reindex` mends a ROS 1 bag whose recording was cut off"
+            "; `rosbag reindex` repairs a ROS 1 bag whose recording was cut off"
             if path.suffix == ".bag"
             else ""
         )

@@ -72,7 +72,7 @@ def decode(data: bytes, kind: str, ros1: bool = False) -> Any:
         message = _ros1_types().deserialize_ros1(data, kind)
     except Exception as error:  # rosbags' own, struct's, UnicodeDecodeError
         raise ImageError(
-            f"a message of {len(data)} bytes is no {kind}: {type(error).__name__}: {error}"[:300]
+            f"a message of {len(data)} bytes is not a {kind}: {type(error).__name__}: {error}"[:300]
         ) from None
     if kind != CAMERA_INFO:
         return message
@@ -86,7 +86,7 @@ def stamp_ns(data: bytes, ros1: bool = False) -> int:
     try:
         if ros1:  # seq, secs, nsecs
             seconds, nanoseconds = struct.unpack_from("<II", data, 4)
-        else:  # four bytes before the message, of which the second tells the byte order
+        else:  # four bytes before the message, of which the second gives the byte order
             seconds, nanoseconds = struct.unpack_from("<iI" if data[1] & 1 else ">iI", data, 4)
     except (struct.error, IndexError):
         return 0
@@ -97,7 +97,7 @@ def decompressed(message: Any) -> Any:
     """The sensor_msgs/Image in a CompressedImage, as an object of the same fields.
 
     8 and 16 bit, one to four channels, as OpenCV reads JPEG, PNG and others. Raises ImageError for
-    data that is no whole image, and for compressedDepth, whose data has a header of its own.
+    data that is not a whole image, and for compressedDepth, whose data has a header of its own.
     """
     declared = str(message.format)
     if "compresseddepth" in declared.lower():

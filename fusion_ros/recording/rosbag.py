@@ -22,7 +22,7 @@ class Rosbag:
 
     files: storage files in any order, or one folder with its metadata.yaml.
     passed_over: called with a file of several that cannot be opened and the reason.
-    Raises whatever `rosbags` raises for what it cannot open.
+    Raises the exceptions of `rosbags` for files that it cannot open.
     """
 
     def __init__(

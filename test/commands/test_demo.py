@@ -57,6 +57,14 @@ def test_an_unknown_method_is_refused_with_the_choices_before_anything_starts(tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    run = demo("--output", tmp_path / "file" / "out")
+    assert run.returncode == 2
+    assert f"cannot write to {tmp_path}/file/out" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 @pytest.mark.parametrize("option", ["--data", "--detector"])
 def test_files_that_are_not_there_are_named(option, tmp_path):
     run = demo(option, tmp_path / "nowhere", "--output", tmp_path / "out")

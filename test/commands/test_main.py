@@ -13,7 +13,6 @@ import pytest
 from fusion_ros.commands.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
-ROS_FREE = [name for name, command in COMMANDS.items() if not command.node]
 
 
 def run_without(modules: list[str], *arguments: str) -> subprocess.CompletedProcess:
@@ -37,7 +36,7 @@ def run_without(modules: list[str], *arguments: str) -> subprocess.CompletedProc
 ROS = ["rclpy", "sensor_msgs", "diagnostic_msgs", "std_msgs", "builtin_interfaces"]
 
 
-@pytest.mark.parametrize("name", ROS_FREE)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_needs_neither_ros_nor_onnxruntime(name):
     run = run_without([*ROS, "onnxruntime", "torch", "matplotlib"], name, "--help")
     assert run.returncode == 0, run.stderr

@@ -105,7 +105,7 @@ def test_a_high_iou_keeps_overlapping_boxes(tmp_path):
 
 
 def test_settings_out_of_range_are_refused(detector):
-    with pytest.raises(ValueError, match="no class 'dragon': it knows person, car"):
+    with pytest.raises(ValueError, match="no class 'dragon': expected person, car"):
         detector.classes = ["dragon"]
     with pytest.raises(ValueError, match="confidence must lie in 0..1"):
         detector.confidence = 1.5

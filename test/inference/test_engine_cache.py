@@ -121,7 +121,7 @@ def test_the_hash_of_a_model_needs_no_external_data(tmp_path):
     ],
     ids=["empty", "cut", "flipped", "other_key", "no_header", "junk"],
 )
-def test_a_damaged_file_is_built_anew_and_logged(cache, lines, damage):
+def test_a_damaged_file_is_built_again_and_logged(cache, lines, damage):
     builder = Builder()
     cache.get(KEY, builder, load)
     path = only_engine(cache)
@@ -129,10 +129,10 @@ def test_a_damaged_file_is_built_anew_and_logged(cache, lines, damage):
     assert cache.get(KEY, builder, load).data == b"engine 2\n"
     assert cache.get(KEY, builder, load).data == b"engine 2\n"
     assert builder.builds == 2
-    assert len(lines) == 1 and "building it anew" in lines[0]
+    assert len(lines) == 1 and "building it again" in lines[0]
 
 
-def test_an_engine_that_the_library_refuses_is_built_anew(cache):
+def test_an_engine_that_the_library_refuses_is_built_again(cache):
     builder = Builder()
     cache.get(KEY, builder, load)
 
@@ -155,7 +155,7 @@ def test_a_new_engine_that_does_not_load_is_an_error(cache):
     assert builder.builds == 1
 
 
-def test_an_engine_that_cannot_start_for_now_is_not_built_anew(cache):
+def test_an_engine_that_cannot_start_for_now_is_not_built_again(cache):
     def refuse(engine):
         raise EngineError("out of memory")
 

@@ -145,7 +145,7 @@ class Loop:
         folder: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Open the loop, or draw it; `progress` is told (frames drawn, frames in all).
+        """Open the loop, or draw it; `progress` is called with (frames drawn, frames in all).
 
         Without a folder that can be written, the frames stay in memory.
         """

@@ -209,7 +209,7 @@ def _schedule(
         limit = 0.45 / camera.rate
         jitter = np.clip(rng.normal(0, camera.jitter_s, count), -limit, limit)
         exposed = np.maximum(exposed + jitter, 0)
-    # The first and the last image stay: nobody could know that they were there.
+    # The first and the last image are kept: a loss there could not be seen in the bag.
     lost = 1 + rng.permutation(max(count - 2, 0))[: round(camera.drop * count)]
     kept = np.setdiff1d(np.arange(count), lost)
     transport = plan.delay_s * (1 + 0.1 * rng.standard_normal(count).clip(-3, 3))
@@ -242,7 +242,7 @@ def _write(writer, plan: Plan, name: str, camera: CameraPlan, source: Source, ti
     if matrix is None:
         matrix = np.zeros((3, 3))
     elif name == "rgb":
-        # Wrong on purpose: the registration puts the thermal image so many pixels off.
+        # Wrong on purpose: the thermal image is registered `misalign` pixels away from its place.
         matrix = matrix.copy()
         matrix[:2, 2] += plan.misalign
     topic = f"{camera.topic.rsplit('/', 1)[0]}/camera_info"

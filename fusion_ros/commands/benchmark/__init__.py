@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run what was asked for; 0 if all went well, 1 if a node failed or a limit was exceeded."""
+    """Run what the options describe; 0 if all went well, 1 if a node or a limit failed."""
     return arguments.action(arguments)
 
 
@@ -301,7 +301,7 @@ def _numbers(text: str) -> tuple[float, ...]:
         rates = ()
     if not rates or not all(_RATES[0] <= rate <= _RATES[1] for rate in rates):
         raise argparse.ArgumentTypeError(
-            f"'{text}' are no rates from {_RATES[0]:g} to {_RATES[1]:g} Hz such as 10,30,60"
+            f"'{text}': expected rates from {_RATES[0]:g} to {_RATES[1]:g} Hz, such as 10,30,60"
         )
     return rates
 
@@ -311,5 +311,5 @@ def _bounds(text: str) -> tuple[float, float] | None:
         return None
     rates = _numbers(text)
     if len(rates) != 2 or rates[0] >= rates[1]:
-        raise argparse.ArgumentTypeError(f"'{text}' are no two bounds such as 1,120, nor none")
+        raise argparse.ArgumentTypeError(f"'{text}': expected two rising rates as 1,120, or none")
     return rates[0], rates[1]

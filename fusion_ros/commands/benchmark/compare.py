@@ -13,7 +13,7 @@ __all__ = ["compare", "differences", "table"]
 
 _UNIMPORTANT = {"host.load", "versions.commit"}
 _BUSY_PERCENT = 15.0
-"""Of a core: what an idle system takes by itself, and some more."""
+"""Share of a core that other work may take: above that of an idle system."""
 
 
 def table(result: Result) -> str:

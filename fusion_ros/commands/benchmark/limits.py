@@ -49,7 +49,7 @@ class Limits:
                 name = ""
             if name not in names:
                 raise ValueError(
-                    f"'{part}' is no limit: expected NAME=NUMBER with one of {', '.join(names)}"
+                    f"'{part}' is not a limit: expected NAME=NUMBER with one of {', '.join(names)}"
                 )
         return cls(**values)
 

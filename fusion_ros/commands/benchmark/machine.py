@@ -60,7 +60,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Versions:
-    """Versions of what takes part.
+    """Versions of the software in use.
 
     ros_distro is empty where no ROS is sourced, commit outside a checkout.
     """

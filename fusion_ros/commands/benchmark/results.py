@@ -25,7 +25,7 @@ class ResultError(ValueError):
 
 @dataclass(frozen=True)
 class Config:
-    """What was asked for.
+    """What was requested.
 
     parameters: the node's, where they differ from the defaults; model_sha256: of the ONNX file;
     rates: fixed ones, Hz; search: bounds of the highest rate, Hz, or None; profile: the Fast DDS

@@ -41,7 +41,7 @@ _TRIAL_S, _TRIAL_PAIRS = 5.0, 20
 _WARM_HZ, _WARM_PAIRS = 10.0, 5
 _LONGEST_END_S = 60.0
 _WARM_MEMORY_S = 60.0
-"""Memory may grow for so long: buffers and caches fill."""
+"""Time in which memory may grow, s: buffers and caches fill."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _PAIRS = 100
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; 0 and empty leave a choice to `make_plan`.
+    """What the user requested; `make_plan` chooses values for 0 and empty.
 
     method: a method's name or the path of a model; data: folder with ir/ and vi/; detector: ONNX
     file; pairs: number to send; rate: pairs per second; width, height: of the images, pixels.

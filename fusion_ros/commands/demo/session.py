@@ -41,9 +41,15 @@ def demonstrate(request: Request, patience: Patience = Patience()) -> Summary:
     """
     output, logs = request.output, request.output / "log"
     shutil.rmtree(logs, ignore_errors=True)
-    for old in [*output.glob("still_*.png"), *output.glob("fusion.mp4"), output / "summary.json"]:
-        old.unlink(missing_ok=True)
-    logs.mkdir(parents=True)
+    try:
+        logs.mkdir(parents=True)
+        for pattern in ("still_*.png", "fusion.mp4", "summary.json"):
+            for old in output.glob(pattern):
+                old.unlink()
+    except OSError as error:
+        raise CommandError(
+            f"cannot write to {output} ({error.strerror}): give another folder by --output"
+        ) from error
     plan = make_plan(request, lambda text: print(text, flush=True))
     with ros_session(), Rig() as rig:
         return _record(rig, request, plan, patience)
