@@ -24,6 +24,7 @@ ROS = [
     "PyYAML",
 ]
 TRAIN = [
+    "PyYAML",
     "torch",
     "kornia",
     "lightning-fabric",

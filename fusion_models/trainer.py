@@ -30,6 +30,7 @@ from fusion_models.evaluation.metrics import evaluate
 from fusion_models.files import write_text
 from fusion_models.hardware import PRECISIONS, choose_precision, keep_freed_memory
 from fusion_models.pairs import DataError, PairSet, find_sets
+from fusion_models.search.terms import SearchedObjective
 from fusion_models.settings import ConfigError, parse_arguments
 
 OPTIMIZERS = {"adamw": (torch.optim.AdamW, {}), "sgd": (torch.optim.SGD, {"momentum": 0.9})}
@@ -68,6 +69,7 @@ class TrainConfig:
         log_every, validate_every, save_every: in steps.
         validate_pairs: number of pairs to validate on, evenly spaced over the sets (0: all).
         model, objective: keyword arguments of the method's network and objective.
+        loss: YAML of `search_loss.py`; its weighted terms replace the method's objective.
     """
 
     method: str = "baffm"
@@ -101,6 +103,7 @@ class TrainConfig:
     save_every: int = 250
     model: dict = field(default_factory=dict)
     objective: dict = field(default_factory=dict)
+    loss: str = ""
 
 
 def load_config(arguments: list[str], folder: Path) -> TrainConfig:
@@ -225,7 +228,7 @@ class Trainer:
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
         if hasattr(model, "fuse_with_gates"):
             self.model.mark_forward_method("fuse_with_gates")
-        self.objective = create_objective(config.method, **config.objective).to(self.fabric.device)
+        self.objective = self._objective().to(self.fabric.device)
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
         self.first_losses: list[float] = []
@@ -235,6 +238,12 @@ class Trainer:
         self.validations: list[tuple[int, dict[str, float]]] = []
         if config.resume:
             self._resume()
+
+    def _objective(self) -> nn.Module:
+        config = self.config
+        if not config.loss:
+            return create_objective(config.method, **config.objective)
+        return SearchedObjective.from_file(Path(config.loss))
 
     def _precision_setting(self) -> dict:
         on_gpu = self.config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()

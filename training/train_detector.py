@@ -17,7 +17,8 @@ that it fits any of them. Settings are `key=value`:
     simulated pairs of each kind of simulated scene, with exact boxes (0: none)
     draws     kinds of pictures of each pair for training, chosen at random (0: all)
     size      longer side of the picture for the detector in pixels
-    epochs, batch, lr, freeze, patience   of the training; `freeze` layers from the first on stay
+    epochs, batch, lr, freeze, patience   of the training; `freeze` layers from the first on stay;
+              epochs=0 only writes the data set
     max_steps steps in all, in place of epochs (0: epochs decide)
     precision 'auto' takes bf16 where the processor computes in it, else float32
     threads   of torch (0: all cores)
@@ -279,6 +280,9 @@ def main(arguments: list[str], say: Callable[[str], None] = print) -> int:
         output = Path(config.output)
         output.mkdir(parents=True, exist_ok=True)
         data = prepare(config, kinds, list(networks), output / "data")
+        if not config.epochs:
+            say(str(data))
+            return 0
         record = train(config, data, output)
         path = export(config, output, record)
         if config.ship:

@@ -158,7 +158,8 @@ def resized_pairs(pairs: PairSet, folder: Path, size: tuple[int, int]) -> PairSe
 def _write(path: Path, picture: np.ndarray) -> None:
     """Write an image file, which is whole or not there at all."""
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    settings = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_PNG_COMPRESSION, 1]
+    png = path.suffix == ".png"
+    settings = [cv2.IMWRITE_PNG_COMPRESSION, 1] if png else [cv2.IMWRITE_JPEG_QUALITY, 95]
     if not cv2.imwrite(str(partial), picture, settings):
         raise OSError(f"cannot write {path}: is there space, and the right to write?")
     os.replace(partial, path)

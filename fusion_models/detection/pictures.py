@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""What a detector may be given of a pair: one camera alone, a rule without a network, a fused image.
+"""Pictures of a pair for a detector: one camera alone, a rule without a network, a fused image.
 
 All pictures are `(H, W, 3)` uint8 BGR of the pair's size. A fused luminance is coloured by the
 visible image, as in the node; the infrared image alone is grey. Needs numpy and OpenCV only.

@@ -339,6 +339,20 @@ def test_the_optimizer_is_a_setting(pairs, tmp_path):
         Trainer(tiny(pairs, tmp_path, method="caf", optimizer="adam"))
 
 
+def test_a_searched_loss_takes_the_place_of_the_method_s_own(pairs, tmp_path):
+    pytest.importorskip("yaml")
+    (tmp_path / "loss.yaml").write_text(
+        "weights: {l1_ir: 1.5, gradient_max: 0.5}\nperceptual: none"
+    )
+    settings = {"method": "refinefuse", "loss": str(tmp_path / "loss.yaml")}
+    trainer = Trainer(tiny(pairs, tmp_path, **settings))
+    trainer.fit()
+    assert trainer.objective.weights == {"l1_ir": 1.5, "gradient_max": 0.5}
+    settings["loss"] = str(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match="none.yaml"):
+        Trainer(tiny(pairs, tmp_path, **settings))
+
+
 def test_a_mixed_set_that_is_not_there_is_said(pairs, tmp_path, capsys):
     Trainer(tiny(pairs, tmp_path, method="caf", mix={"mrsr": 2.0}))
     assert "no set mrsr in the data: set" in capsys.readouterr().out
