@@ -95,6 +95,52 @@ def write_detector_onnx(
     )
 
 
+def write_outputs_onnx(
+    path: Path,
+    outputs: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] = {},
+    image: Sequence[int | str] = (1, 3, 64, 64),
+    dtype: type = np.float32,
+    free: bool = False,
+    second_input: str = "",
+) -> Path:
+    """Write a model of one image input that gives the same `outputs` for every image.
+
+    image: shape of the input `images`, of `dtype`. free: whether the outputs' shapes are left out.
+    second_input: name of an int64 input [1, 2] that has no effect.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    def declare(name, kind, shape):
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(kind), shape)
+
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+    ]
+    weights = [numpy_helper.from_array(np.array(0, np.float32), "zero")]
+    tensors = []
+    for name, value in outputs.items():
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        weights.append(numpy_helper.from_array(np.ascontiguousarray(value), f"{name}_table"))
+        nodes.append(helper.make_node("Cast", ["nothing"], [f"{name}_nothing"], to=kind))
+        nodes.append(helper.make_node("Add", [f"{name}_table", f"{name}_nothing"], [name]))
+        shape = [f"{name}_{i}" for i in range(value.ndim)] if free else list(value.shape)
+        tensors.append(declare(name, value.dtype, shape))
+    inputs = [declare("images", np.dtype(dtype), list(image))]
+    if second_input:
+        inputs.append(declare(second_input, np.dtype(np.int64), [1, 2]))
+    graph = helper.make_graph(nodes, path.stem, inputs, tensors, weights)
+    model = helper.make_model(
+        graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+    )
+    helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
+    return path
+
+
 def pair(width: int = 64, height: int = 48, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Thermal (H, W) uint8 and visible (H, W, 3) uint8 BGR noise."""
     rng = np.random.default_rng(seed)
