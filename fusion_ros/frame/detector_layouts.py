@@ -45,7 +45,7 @@ _TASKS = ("detect", "obb", "pose", "segment")
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (4, 8, 16, 32, 64), (16, 32))
 _TOLERANCE = 0.01
 """By which a score may lie outside [0, 1], as float16 rounds."""
-_LARGEST = 4.0
+_LARGEST = 8.0
 """Sides of the canvas that a box may have."""
 
 

@@ -89,6 +89,8 @@ class OnnxRuntimeEngine(Engine):
             else:
                 for name, array in feeds.items():
                     self._bind(self._binding.bind_input, name, array)
+                for name in self._varying:
+                    self._binding.bind_output(name, "cpu")
                 self._session.run_with_iobinding(self._binding)
                 if self._varying:
                     values = dict(zip(self._results, self._binding.get_outputs()))
@@ -121,10 +123,7 @@ class OnnxRuntimeEngine(Engine):
             if not all(isinstance(n, int) and n > 0 for n in output.shape)
         ]
         for name, array in self._results.items():
-            if name in self._varying:
-                self._binding.bind_output(name, "cpu")
-            else:
-                self._bind(self._binding.bind_output, name, array)
+            self._bind(self._binding.bind_output, name, array)
         self._shapes = shapes
 
     @staticmethod
