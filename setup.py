@@ -66,7 +66,8 @@ TENSORRT = [
 # `evaluate_bag`, `make_bag` and `top`; the node needs none of it.
 BAGS = ["rosbags", "mcap", "jinja2", "dask[distributed]", "rich", "tqdm", "PyYAML"]
 LINT = ["ruff"]
-TEST = ["pytest>=7", "PyYAML", "setuptools>=70.1", "onnx", *BAGS, "selenium"]
+TEST = ["pytest>=7", "PyYAML", "setuptools>=70.1", "onnx", *BAGS, "selenium", "hypothesis"]
+FUZZ = ["atheris"]
 
 
 def share(folder: str, pattern: str) -> tuple[str, list[str]]:
@@ -109,6 +110,7 @@ setup(
         "bags": BAGS,
         "lint": LINT,
         "test": TEST,
+        "fuzz": FUZZ,
     },
     entry_points={"console_scripts": ["fusion_ros = fusion_ros.commands.main:main"]},
 )

@@ -141,7 +141,7 @@ def test_pip_brings_nothing_over_what_the_system_has(wheel):
 
 def test_every_extra_has_its_tested_versions(wheel):
     pinned = re.findall(r"^([-\w.]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    for extra in ("cpu", "ros", "train", "tensorrt", "bags", "lint", "test"):
+    for extra in ("cpu", "ros", "train", "tensorrt", "bags", "lint", "test", "fuzz"):
         names = {name.lower().replace("_", "-") for name in required(wheel, extra)}
         assert names and names - set(pinned) == set(), extra
 
