@@ -87,7 +87,7 @@ class BoxReport:
 def read_yolo(path: Path, classes: Sequence[str], report: BoxReport) -> Boxes:
     """Boxes of a label file; what is wrong with it goes into the report.
 
-    Swapped corners (a negative size) are put right, what reaches outside the image is clipped.
+    Swapped corners (a negative size) are corrected, what reaches outside the image is clipped.
     Boxes wholly outside, boxes without area and those of unknown classes are left out.
 
     Raises:
@@ -114,7 +114,7 @@ def read_yolo(path: Path, classes: Sequence[str], report: BoxReport) -> Boxes:
             report.note(f"unknown class {int(kind)}", where)
             continue
         if width < 0 or height < 0:
-            report.note("swapped corners, put right", where)
+            report.note("swapped corners, corrected", where)
             width, height = abs(width), abs(height)
         box = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
         inside = box.clip(0, 1)

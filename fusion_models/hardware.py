@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""What training takes from the machine: number format, threads and how memory is kept."""
+"""Use of the machine by training: number format, threads and handling of freed memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-WORTH = 1.2
-"""bf16 must make the trial faster by this factor to be chosen on a processor."""
+LEAST_SPEEDUP = 1.2
+"""Factor by which bf16 must be faster than float32 in a trial to be chosen on a processor."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
@@ -31,12 +31,12 @@ def choose_precision(wanted: str, accelerator: str) -> tuple[str, str]:
             return "bf16-mixed", "the GPU computes in bf16"
         return "16-mixed", "the GPU has no bf16"
     if accelerator not in ("auto", "cpu"):
-        return "32-true", f"accelerator {accelerator} has not been tried in less"
+        return "32-true", f"half precision is not tested on accelerator {accelerator}"
     if not _processor_has_bf16():
         return "32-true", "the processor has no bf16"
     full, half = (_trial(dtype) for dtype in (torch.float32, torch.bfloat16))
-    told = f"a trial took {half * 1e3:.1f} ms in bf16, {full * 1e3:.1f} ms in float32"
-    return ("bf16-mixed" if full > WORTH * half else "32-true"), told
+    reason = f"a trial took {half * 1e3:.1f} ms in bf16, {full * 1e3:.1f} ms in float32"
+    return ("bf16-mixed" if full > LEAST_SPEEDUP * half else "32-true"), reason
 
 
 def _processor_has_bf16() -> bool:
@@ -62,7 +62,7 @@ def _trial(dtype: torch.dtype, repeats: int = 7) -> float:
 def keep_freed_memory() -> bool:
     """Let the C library reuse freed memory instead of returning it to the system at once.
 
-    The large tensors of a training step are allocated anew in each step; by default glibc maps and
+    The large tensors of a training step are allocated again in each step; by default glibc maps and
     clears their pages each time, which can take longer than the arithmetic.
 
     Returns:

@@ -24,7 +24,7 @@ class ResidualTanhHead(nn.Module):
 
     def forward(self, y: Tensor, ir: Tensor, vi: Tensor) -> Tensor:
         mean = (ir + vi - 1.0).clamp(-self.limit, self.limit)
-        # atanh by logarithms: every exporter and engine knows Log, not all know Atanh.
+        # atanh by logarithms: every exporter and engine supports Log, not all support Atanh.
         prior = 0.5 * (torch.log1p(mean) - torch.log1p(-mean))
         return torch.tanh(y.float() + prior.float()) * 0.5 + 0.5
 

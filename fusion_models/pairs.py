@@ -18,7 +18,7 @@ import numpy as np
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VALIDATION_EVERY = 8
-"""One pair in so many of a `train` folder is kept back for validation."""
+"""Every n-th pair of a `train` folder is kept back for validation."""
 SPLITS = ("train", "validation", "val", "test")
 ORDER = ("msrs", "tno", "roadscene", "harvard", "llvip")
 """Data sets that come first in tables, in this order; others follow by name."""
@@ -89,7 +89,7 @@ class PairSet:
 def image_files(folder: Path) -> dict[str, Path]:
     """Image files of a folder by stem, sorted; empty if there is no such folder.
 
-    Hidden files are left out: `._x.png`, which macOS writes beside `x.png`, is no image.
+    Hidden files are left out: `._x.png`, which macOS writes beside `x.png`, is not an image.
     """
     if not folder.is_dir():
         return {}
@@ -166,7 +166,7 @@ def read_class_ids(path: Path) -> np.ndarray:
     """Class id of each pixel of a label image, `(H, W)` uint8; of a palette PNG its indices.
 
     Raises:
-        DataError: the file cannot be read, or is a colour image: its colours stand for no ids.
+        DataError: the file cannot be read, or is a colour image, whose colours are not ids.
     """
     # Pillow, since OpenCV turns the indices of a palette into colours.
     from PIL import Image, UnidentifiedImageError
@@ -266,7 +266,7 @@ def find_sets(
         data: as for `find_pair_folders`.
         names: of sets with their split, such as `msrs/test` or `msrs/validation`.
         split: 'train', 'validation' or 'test', of all sets that have it; in place of `names`.
-        limit: at most so many pairs of each set, evenly spaced (0: all).
+        limit: greatest number of pairs of each set, evenly spaced (0: all).
     Raises:
         DataError: no such data, name or split; the message lists what there is.
     """

@@ -262,7 +262,9 @@ class Trainer:
                 sets.append(pairs)
                 weights.append(weight)
         if absent := sorted(set(config.mix) - set(names)):
-            self.fabric.print(f"mix: no set {', '.join(absent)} in the data: {', '.join(names)}")
+            self.fabric.print(
+                f"mix: no set {', '.join(absent)} in the data, which has {', '.join(names)}"
+            )
         salient = tuple(config.salient)
         sampler = CropSampler(
             [LoadedPairs(pairs.limited(config.limit), salient) for pairs in sets],
@@ -368,7 +370,7 @@ class Trainer:
         return self.metrics
 
     def _recorded(self) -> bool:
-        """Whether run.json, the last file of a run, is there and tells of this many steps."""
+        """Whether run.json, the last file of a run, exists and holds this number of steps."""
         record = self.output / "run.json"
         return record.is_file() and json.loads(record.read_text())["steps"] == self.step
 
@@ -505,7 +507,7 @@ class Trainer:
         write_text(self.output / "run.json", json.dumps(run, indent=2) + "\n")
 
     def _previous_run(self) -> dict | None:
-        """Record of the run that this one started from, if it lies beside its parameters."""
+        """Record of the run that this one started from, if its parameters' folder has one."""
         if not self.config.init:
             return None
         shipped = self.config.init == "shipped"

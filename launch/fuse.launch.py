@@ -200,7 +200,7 @@ def end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionE
 
 
 def start_rviz(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    """Start rviz2 if it was asked for and is installed."""
+    """Start rviz2 if `rviz` is true and it is installed."""
     given = context.launch_configurations
     if given["rviz"] != "true":
         return []

@@ -20,7 +20,7 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "0")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder `../shared` beside the checkout: images and weights that are not ours to ship."""
+    """Folder `../shared` beside the checkout: images and weights with other licences."""
     path = ROOT.parent / "shared"
     if not (path / "data").is_dir():
         pytest.skip(f"needs the image pairs of {path}, which is not there")
@@ -50,7 +50,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _skip_where_a_module_is_missing(report, error: BaseException) -> None:
-    # `colcon test` runs with whatever the active environment has, so a missing dependency skips
+    # `colcon test` runs in the active environment as it is, so a missing dependency skips
     # what needs it. `make test` installs them all: there FUSION_ROS_TEST_STRICT makes it a failure.
     # vision_msgs is the exception, it takes a compiler (messages/generate.py).
     if not isinstance(error, ModuleNotFoundError) or not error.name:

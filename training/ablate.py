@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Ablations: the same short schedule with one setting changed a row, and what each row is worth.
+"""Ablations: the same short schedule with one setting changed a row, and the metrics of each row.
 
     python training/ablate.py method=baffm data=../shared/data output=runs/ablations
     python training/ablate.py method=cfi max_steps=5000 batch_size=16

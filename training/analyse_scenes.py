@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Figures by kind of scene: the mean hides what happens in scenes that are rare in training.
+"""Figures by kind of scene: the mean over all images hides scenes that are rare in training.
 
     python training/analyse_scenes.py evaluation=docs/evaluation.json data=../shared/data
     python training/analyse_scenes.py evaluation=runs/ablations/baffm/evaluation.json

@@ -93,7 +93,7 @@ class Sample:
 
 
 def child(folder: Path, name: str) -> Path:
-    """A folder or file by name; releases differ in capitals only. DataError if there is none."""
+    """A folder or file by name, whose case differs between releases. DataError if there is none."""
     exact = folder / name
     same = [p for p in folder.glob("*") if p.name.lower() == name.lower()]
     if not exact.exists() and not same:
@@ -219,7 +219,7 @@ class Box:
 def read_boxes(path: Path, height: int, width: int, faults: Counter) -> list[Box]:
     """The boxes in a Pascal VOC file, clipped to the image.
 
-    Swapped corners are put right; boxes outside the image or without area are left out. Both are
+    Swapped corners are corrected; boxes outside the image or without area are left out. Both are
     counted in `faults`.
 
     Raises:
@@ -233,7 +233,7 @@ def read_boxes(path: Path, height: int, width: int, faults: Counter) -> list[Box
             x1, y1, x2, y2 = (
                 round(float(box.findtext(key))) for key in ("xmin", "ymin", "xmax", "ymax")
             )
-            faults["boxes with swapped corners, put right"] += x1 > x2 or y1 > y2
+            faults["boxes with swapped corners, corrected"] += x1 > x2 or y1 > y2
             left, right = sorted((x1, x2))
             top, bottom = sorted((y1, y2))
             if left == right or top == bottom:
@@ -244,7 +244,7 @@ def read_boxes(path: Path, height: int, width: int, faults: Counter) -> list[Box
                 clipped = max(left, 0), max(top, 0), min(right, width - 1), min(bottom, height - 1)
                 boxes.append(Box(thing.findtext("name", "").strip().lower(), *clipped))
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no Pascal VOC annotation: {error}") from error
+        raise DataError(f"{path} is not a Pascal VOC annotation: {error}") from error
     return boxes
 
 
@@ -281,7 +281,7 @@ def convert(
 
     Args:
         classes: of the boxes, in the order of their YOLO ids.
-        faults: counts what was wrong with boxes and could be mended.
+        faults: counts boxes that were corrected or left out, by reason.
     Raises:
         DataError: an image, a label or an annotation is not as this set has them.
     """
@@ -369,7 +369,7 @@ def main(arguments: list[str]) -> int:
             samples = assign(samples, {"test": Path(config.test).expanduser()})
         if not samples:
             raise DataError(f"{source}: no images; expected {', '.join(EXTENSIONS)}")
-        # Renamed when complete: an interrupted conversion is no data set.
+        # Renamed when complete: an interrupted conversion leaves no data set.
         partial = output.with_name(output.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         classes = BOX_CLASSES.get(config.dataset, ())

@@ -67,7 +67,7 @@ def main() -> int | str:
             " straight to the demo: make demo DETECTOR=<file.onnx>"
         )
     except FileNotFoundError as error:
-        return f"{error}; give a .pt file, or a name that ultralytics knows such as yolov8n.pt"
+        return f"{error}; give a .pt file, or the name of a model of ultralytics such as yolov8n.pt"
     return 0
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Times fusion at a smaller size beside full size, and draws what becomes of the picture.
+"""Times fusion at a smaller size beside full size, and draws the results side by side.
 
     python training/processing_size.py                           # all methods, 640x480 at 320
     python training/processing_size.py size=160 methods=cfi repeats=30
     python training/processing_size.py repeats=0 picture=docs/processing_size.jpg
 
-What it costs in metrics: `training/evaluate.py sets=msrs/test processing_size=0,320`.
+The effect on the metrics: `training/evaluate.py sets=msrs/test processing_size=0,320`.
 
 Settings as `key=value`: methods (names or ONNX files with commas; all), size (the node's parameter
 `processing_size`), width, height, backend, precision, threads, repeats (0: no times), picture

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """Trains a fusion method.
 
-    python training/train.py                                   # baffm on the data it finds
+    python training/train.py                                   # baffm, data from the usual places
     python training/train.py method=cfi data=../my_pairs max_steps=20000 precision=16-mixed
     python training/train.py method=cfi resume=true            # go on where it stopped
     torchrun --nproc_per_node=2 training/train.py method=caf   # several processes or GPUs

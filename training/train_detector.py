@@ -5,10 +5,10 @@
     python training/train_detector.py start=yolov8n.pt pictures=visible output=runs/on_visible
     python training/train_detector.py resume=true                 # go on where it stopped
 
-It sees the pictures of many kinds (each camera alone, rules without a network, all methods), so
+It is trained on many kinds of picture (each camera alone, rules without a network, all methods), so
 that it fits any of them. Settings are `key=value`:
 
-    start     .pt of ultralytics to begin with; scores of classes that it knows keep their weights
+    start     .pt of ultralytics to begin with; scores of classes that it has keep their weights
     data      folder of sets with boxes/ in YOLO form or boxes.json in COCO form; as in evaluate.py
     sets      names without their split, such as msrs,msrs128; default: all that have boxes
     classes   to find, comma separated
@@ -70,7 +70,7 @@ DEFAULTS = {
     "output": "runs/detector",
 }  # fmt: skip
 SMALL = 200
-"""Sets whose pictures are no higher than this count little in validation: they are blurred."""
+"""Height up to which the pictures of a set have a low weight in validation: they are blurred."""
 VALIDATED = ("visible", "infrared", "mean .8")
 """Kinds of pictures on which checkpoints are chosen, beside the networks'."""
 
@@ -217,7 +217,7 @@ def train(config, data: Path, output: Path) -> dict:
 
 
 def _stop_after(trainer, steps: int) -> None:
-    """End the training after so many steps (0: when its epochs are over)."""
+    """End the training after `steps` steps (0: after its epochs)."""
     done = 0
 
     def count(trainer) -> None:

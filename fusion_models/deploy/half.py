@@ -16,11 +16,11 @@ from onnx import (
 
 LINEAR = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 KEPT_FLOAT = ("Softmax", "ReduceMean", "ReduceSum", "GlobalAveragePool", "Cast")
-"""Long sums and exponentials stay float32, as in autocast; a Cast says its type itself."""
+"""Long sums and exponentials stay float32, as in autocast; a Cast has its own type."""
 
 TYPED = {"Resize": 1}
 """Operators of which only the first inputs have the type of the features; a Resize's scales are
-float32 whatever it resizes."""
+always float32."""
 
 
 def to_half(model: ModelProto) -> ModelProto:

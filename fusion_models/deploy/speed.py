@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Times of a network's forms (ONNX, folded, plain eager), and the work that it is."""
+"""Times of a network's forms (ONNX, folded, plain eager), and its work: operations and bytes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Work:
     Attributes:
         macs: multiply-accumulates of convolutions and matrix products.
         bytes_moved: of all tensors read and written, each operator on its own except activations,
-            which every runtime applies to the output of a convolution while it is at hand.
+            which every runtime applies within the convolution before them.
         parameters: numbers stored in the file.
     """
 

@@ -6,4 +6,4 @@ from __future__ import annotations
 from pathlib import Path
 
 SHIPPED = Path(__file__).parent / "weights" / "detector.onnx"
-"""The detector that ships with the package; its card lies beside it. It need not exist."""
+"""The detector that ships with the package, its card in the same folder; it may be missing."""

@@ -27,11 +27,11 @@ from fusion_models.files import write_text
 from fusion_models.pairs import DataError, ImagePair, PairSet
 
 CLASSES = ("person", "bicycle", "car", "bus")
-"""What our own detector finds. Real labels have the first three, simulated scenes all."""
+"""Classes of the shipped detector. Real labels have the first three, simulated scenes all."""
 ALIASES = {"people": "person", "pedestrian": "person", "bike": "bicycle", "cyclist": "bicycle"}
 """Other data sets' names of the same objects."""
 LEAST_PIXELS = 3.0
-"""Boxes narrower or lower than this in the picture as it is are no example to learn from."""
+"""Boxes narrower or lower than this before resizing are left out of training."""
 
 
 def match_classes(labels: Sequence[str], wanted: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -103,7 +103,7 @@ def _read_coco(pairs: PairSet, report: BoxReport) -> tuple[dict[str, Boxes], lis
             continue
         left, top, width, height = map(float, box)
         if width < 0 or height < 0:
-            report.note("swapped corners, put right", where)
+            report.note("swapped corners, corrected", where)
             left, top = min(left, left + width), min(top, top + height)
             width, height = abs(width), abs(height)
         corners = np.array([left, top, left + width, top + height]) / (sizes[image] * 2)

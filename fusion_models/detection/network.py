@@ -37,14 +37,14 @@ def load_yolo(path: Path) -> DetectionModel:
     model = YOLO(str(path), task="detect").model
     if not isinstance(model, DetectionModel):
         raise ValueError(f"{path} holds a {type(model).__name__}; expected a detection model")
-    model.__class__ = DetectionModel  # in the precision of its weights, whatever it was trained in
+    model.__class__ = DetectionModel  # in the precision of its weights
     return model.float()
 
 
 def keep_classes(model: DetectionModel, classes: Sequence[str]) -> DetectionModel:
     """Give a detection model other classes, in place.
 
-    Scores of a class that the model knows by name keep their weights, so that it finds people and
+    Scores of a class that the model has by name keep their weights, so that it finds people and
     cars at once. Those of another start as the mean of all.
     """
     head = model.model[-1]
@@ -111,7 +111,7 @@ class Bf16Model(DetectionModel):
 
 
 class FusedTrainer(DetectionTrainer):
-    """ultralytics' trainer, but for the head, which keeps the classes that it knows already.
+    """ultralytics' trainer, except that the head keeps the weights of classes that it has already.
 
     Args:
         bf16: whether the network, not its loss, computes in bf16.

@@ -70,7 +70,7 @@ RULES: dict[str, Fuse] = {
 """Fusion without a network. `mean .7` is .7 infrared and .3 visible; `x 1.4` its local contrast."""
 
 CONTROLS = tuple(name for name in RULES if name.startswith("mean"))
-"""Weighted means, which a network must beat to be worth its time."""
+"""Weighted means, which a network must surpass to justify its time."""
 
 
 def pictures(networks: Mapping[str, Fuse]) -> dict[str, Picture]:

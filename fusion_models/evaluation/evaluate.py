@@ -21,7 +21,7 @@ MORE = {
     "over": ("over_exposure", "{:.2%}"), "excess": ("over_exposure_excess", "{:+.2%}"),
     "to ir": ("distance_ir", "{:.3f}"), "to vi": ("distance_vi", "{:.3f}"),
 }  # fmt: skip
-"""Columns of tables after the metrics: what of a `Score` they show, and how."""
+"""Columns of tables after the metrics: an attribute of `Score`, and its format."""
 
 
 Fuse = Callable[[ImagePair], np.ndarray]
@@ -29,12 +29,12 @@ Fuse = Callable[[ImagePair], np.ndarray]
 
 
 def average(pair: ImagePair) -> np.ndarray:
-    """Pixel-wise average, halves to the even grey level: the least a method must beat."""
+    """Pixel-wise average, halves rounded to the even grey level; every method should be better."""
     return np.rint((pair.ir.astype(np.float32) + pair.vi) / 2).astype(np.uint8)
 
 
 def maximum(pair: ImagePair) -> np.ndarray:
-    """Pixel-wise maximum: wins VIF, Qabf and MI, and washes out what is bright anyway."""
+    """Pixel-wise maximum: best in VIF, Qabf and MI, but bright regions lose contrast."""
     return np.maximum(pair.ir, pair.vi)
 
 
@@ -42,7 +42,7 @@ RULES: dict[str, Fuse] = {"average": average, "max": maximum}
 
 
 class FusedFolder:
-    """Fused images of others as a method: `<stem>.<png|jpg|...>`, colour taken as luminance.
+    """Fused images of another program as a method: `<stem>.<png|jpg|...>`; colour becomes grey.
 
     Args:
         folder: of the images, or of folders with them named as the set (`<folder>/tno/test/`).

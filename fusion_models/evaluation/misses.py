@@ -18,7 +18,7 @@ from fusion_models.files import write_text
 CROP = 160
 """Sides of a crop on the page in pixels."""
 ROOM = 2.5
-"""A crop is so many times as wide as its object's longer side."""
+"""Width of a crop as a multiple of its object's longer side."""
 
 
 def crop(picture: np.ndarray, boxes: np.ndarray, found: np.ndarray) -> np.ndarray:

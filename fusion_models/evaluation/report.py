@@ -23,19 +23,19 @@ CAPTION = ("VIF", "Qabf", "SCD", "AG")
 TOO_EXPOSED = 0.01
 """Over-exposure beyond that of the sources from which it is marked."""
 MEANING = {
-    "EN": "entropy of the grey levels in bits: how much the picture holds, noise too",
+    "EN": "entropy of the grey levels in bits: amount of information, noise too",
     "SD": "standard deviation in grey levels: contrast",
     "SF": "spatial frequency: strength of the differences between neighbours, noise too",
     "AG": "average gradient: sharpness, noise too",
-    "MI": "mutual information with both sources in nats: what can be told of them from it",
-    "SCD": "sum of the correlations of differences: what each source added is found in the rest",
-    "VIF": "visual information fidelity to both sources; over 1 a source is there more than whole",
+    "MI": "mutual information with both sources in nats: how much of them it determines",
+    "SCD": "sum of the correlations of differences: fused minus one source beside the other one",
+    "VIF": "visual information fidelity to both sources; over 1 a source is amplified",
     "Qabf": "share of the sources' edges that are kept, in strength and direction",
     "SSIM": "structural similarity to both sources, at most 2",
     "PSNR": "peak signal to noise ratio to both sources in dB",
     "CC": "mean correlation with both sources",
-    "over": "share of pixels over 245, which are white to the eye",
-    "excess": "that share less the mean of those of both sources; red from one point on",
+    "over": "share of pixels over 245, which look white",
+    "excess": "that share minus the mean of both sources; red from one percentage point on",
     "to ir": "mean absolute difference to the thermal image in [0, 1]; a copy has 0",
     "to vi": "the same to the visible image",
     "rank": "mean of the ranks in the metrics; 1 would be the best in each",
@@ -129,7 +129,7 @@ def _section(result: SetResult, plates: list[Plate]) -> str:
 
 def _table(result: SetResult) -> str:
     ranks = result.ranks()
-    # The rules are no competitors: the maximum would be best in half of the columns.
+    # Rules are not marked as best: the maximum would be best in half of the columns.
     methods = [row for row in result.rows if row.method not in RULES] or result.rows
     best = {name: _shown(max(row.mean[name] for row in methods)) for name in METRICS}
     first = min(ranks[row.method] for row in methods)

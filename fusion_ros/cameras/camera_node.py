@@ -50,7 +50,7 @@ _FROM_BGR = {
     "rgba8": cv2.COLOR_BGR2RGBA,
     "mono8": cv2.COLOR_BGR2GRAY,
 }
-_MAX_JITTER = 0.45  # of a period, so that frames keep their order
+_MAX_JITTER = 0.45  # greatest jitter, as a share of a period: frames keep their order
 _RECEIPT_S = 5.0
 """Longest wait at the end for the receipt of what was sent."""
 
@@ -243,7 +243,7 @@ def _start_ns(value) -> int:
 
 
 def _loop(settings: Settings, model: scene.CameraModel) -> Loop:
-    """Frames rendered ahead; says how far it is, since the first time takes a while."""
+    """Frames rendered ahead; logs the progress, since the first run takes a while."""
     logger = get_logger("camera_node")
 
     def progress(done: int, count: int) -> None:
@@ -398,7 +398,7 @@ class CameraNode(Node):
                 index = self._next_index()
                 origin = self._origin(index)
                 continue
-            tried += 1  # unreadable frames too, or it might never end
+            tried += 1  # counts unreadable frames too: otherwise the node might never end
             if frame is not None:
                 self._try_to_publish(frame, exposed + s.offset_ns)
             following = max(index + 1, self._next_index())

@@ -76,7 +76,7 @@ class Observer:
             self._node.create_subscription(
                 Detection2DArray, "detections", self._on_detections, _QUEUE
             )
-        except Exception:  # not installed, or built for another rclpy: the node says so
+        except Exception:  # not installed, or built for another rclpy: the node logs that
             pass
 
     def wait(
@@ -87,7 +87,7 @@ class Observer:
     ) -> T:
         """Take messages until `done` returns something true or `seconds` pass; return what it did.
 
-        check: called again and again; raises an error if there is nothing to wait for.
+        check: called repeatedly; raises an error if waiting has become useless.
         """
         end = time.monotonic() + seconds
         while not (result := done()):

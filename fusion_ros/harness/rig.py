@@ -153,7 +153,7 @@ class Rig:
         self.wait_until_heard()
 
     def pause(self) -> None:
-        """Stop spinning the node in this process; its callbacks run no more."""
+        """Stop spinning the node in this process; its callbacks are not called any more."""
         if self._local_executor is not None:
             self._local_executor.shutdown()
             self._thread.join(_PATIENCE_S)
@@ -199,7 +199,7 @@ class Rig:
         camera.send(message, stamp_ns)
 
     def set(self, **values: object) -> str:
-        """Set parameters of the node as others would; '' or the reason for its refusal."""
+        """Set parameters by the node's service; return '' or the reason for its refusal."""
         if not self.wait(self._client.service_is_ready):
             raise TimeoutError(f"there is no service {self._client.srv_name}")
         request = SetParametersAtomically.Request()

@@ -83,7 +83,7 @@ class Camera:
         return images.fill(Image(), pixels, encoding, Header(frame_id=self.frame_id))
 
     def info(self, width: int, height: int, matrix: np.ndarray) -> CameraInfo:
-        """Make a camera_info message; a (3, 3) `matrix` of zeros says uncalibrated."""
+        """Make a camera_info message; a (3, 3) `matrix` of zeros means uncalibrated."""
         k = matrix.ravel().tolist()
         header = Header(frame_id=self.frame_id)
         return CameraInfo(header=header, width=width, height=height, k=k)

@@ -105,7 +105,7 @@ def test_file_cameras_publish_the_same_pair_with_the_same_stamp(watch, tmp_path)
         assert camera.wait(PATIENCE_S) == 0
     for camera in ("thermal", "rgb"):
         for message in watch.images(camera):
-            # A busy machine may skip frames; frame k shows pair k whatever was skipped.
+            # A busy machine may skip frames; frame k still shows pair k.
             k, rest = divmod(stamp_ns(message) - start * 1_000_000_000, 50_000_000)
             assert rest == 0
             assert message.data[0] == k % 5 and message.height == 12 + k % 5
@@ -144,7 +144,7 @@ def test_a_camera_that_draws_ahead_says_so_and_keeps_the_loop(watch, monkeypatch
     assert kept.stat().st_size >= 720 * 48 * 32 * 2
 
 
-def test_a_late_camera_with_a_start_time_ends_with_the_grid(watch):
+def test_a_camera_that_starts_late_still_ends_at_its_last_frame_time(watch):
     start = time.time_ns() - 3_600_000_000_000
     camera = watch.start(
         "rgb", scene="day", rate=10, frames=36_050, start_time=str(start), wait_for_subscribers=1,

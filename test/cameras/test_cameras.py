@@ -100,7 +100,7 @@ def test_a_person_in_the_dark_is_invisible_in_rgb_and_bright_in_thermal(night):
     assert np.percentile(person, 75) > ring + 6
 
 
-def test_by_day_the_same_person_is_plain_to_see_in_rgb():
+def test_by_day_the_same_person_is_visible_in_rgb():
     rgb = SimulatedRgb(scene_name="day")
     patch = _inside(rgb.render(1.0), _person_in_the_dark(rgb, 1.0)).astype(float)
     assert patch.std() > 25

@@ -30,7 +30,7 @@ def _plan(camera="thermal", model=SMALL, **changes) -> LoopPlan:
         ("rgb", SimulatedRgb, ODD),
     ],
 )
-def test_a_loop_plays_what_the_camera_renders_round_and_round(tmp_path, camera, make, model):
+def test_a_loop_repeats_what_the_camera_renders(tmp_path, camera, make, model):
     loop, expected = Loop(_plan(camera, model), tmp_path), make(model, "day", 0)
     for time_s in (0.0, 0.75, 0.25):
         assert np.array_equal(loop.render(time_s), expected.render(time_s))
@@ -62,7 +62,7 @@ def test_a_second_run_finds_the_frames_of_the_first(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [plan.path.name]
 
 
-def test_a_damaged_loop_is_drawn_anew(tmp_path):
+def test_a_damaged_loop_is_drawn_again(tmp_path):
     plan = _plan()
     expected = Loop(plan, tmp_path).render(0.0).copy()
     (tmp_path / plan.path).write_bytes(b"cut short")
@@ -85,7 +85,7 @@ def test_an_interrupted_drawing_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_loops_that_were_not_used_for_longest_make_room(tmp_path, monkeypatch):
+def test_the_loops_used_longest_ago_are_deleted(tmp_path, monkeypatch):
     plans = [_plan(seed=seed) for seed in range(3)]
     size = plans[0].bytes + 200  # with the file's header
     monkeypatch.setattr(ahead, "MOST_BYTES", 2 * size)
@@ -98,7 +98,7 @@ def test_loops_that_were_not_used_for_longest_make_room(tmp_path, monkeypatch):
     assert kept == {plans[0].path.name, plans[2].path.name}
 
 
-def test_whatever_changes_the_frames_is_another_loop():
+def test_each_setting_that_changes_the_frames_makes_another_loop():
     plans = [
         _plan(),
         _plan("rgb"),
@@ -122,6 +122,6 @@ def test_whatever_changes_the_frames_is_another_loop():
         ({"seconds": 1e6}, "at most 1024 MiB; give a lower rate"),
     ],
 )
-def test_a_loop_that_cannot_be_is_refused_with_what_is_expected(changes, message):
+def test_an_impossible_loop_is_refused_with_what_is_expected(changes, message):
     with pytest.raises(ValueError, match=message):
         _plan(**changes)

@@ -155,7 +155,7 @@ def test_pairs_that_the_sender_was_too_late_for_are_no_losses_but_do_not_pass():
     assert one.offered_hz == 9.0 and not one.kept
 
 
-def test_losses_are_told_apart_and_add_up():
+def test_losses_are_counted_by_kind_and_add_up():
     before = report(rgb_received=5, rgb_paired=5, fused=4, displaced=1)
     after = report(rgb_received=103, rgb_paired=100, fused=80, displaced=18, rejected=2)
     losses = Losses.between(before, after, sent=100, received=75)
@@ -310,7 +310,7 @@ def test_a_result_comes_back_from_its_file_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_files_that_are_no_results_are_refused_with_a_reason(tmp_path):
+def test_files_that_are_not_results_are_refused_with_a_reason(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(ResultError, match="cannot read .*a.json: No such file"):
         Result.read(path)
@@ -395,7 +395,9 @@ def test_a_plot_shows_every_result(tmp_path):
     assert width > height > 400
 
 
-def test_without_matplotlib_there_is_a_word_and_no_trace(tmp_path, monkeypatch, capsys):
+def test_without_matplotlib_a_line_names_the_remedy_and_no_traceback_is_shown(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MatplotlibMissing, match="pip install matplotlib"):
         plot([result()], tmp_path / "a.png")
@@ -435,7 +437,9 @@ def test_without_matplotlib_there_is_a_word_and_no_trace(tmp_path, monkeypatch, 
         (["plot", "nowhere.json"], ["nowhere.json"]),
     ],
 )
-def test_what_cannot_be_used_is_named_with_what_can(arguments, says, tmp_path, monkeypatch, capsys):
+def test_a_wrong_option_is_named_with_the_possible_values(
+    arguments, says, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     try:
         status = main(arguments)
@@ -482,7 +486,7 @@ def test_a_short_run_leaves_figures_that_add_up(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_is_reported_and_what_was_measured_is_kept(tmp_path):
+def test_a_node_that_ends_early_is_reported_and_its_measurements_are_kept(tmp_path):
     def children(pid: int) -> set[int]:
         return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 

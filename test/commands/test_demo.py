@@ -76,7 +76,7 @@ def test_files_that_are_not_there_are_named(option, tmp_path):
 @pytest.mark.parametrize(
     ("detector", "says"), [("none", "no detector: `make detector`"), ("onnxruntime", "0")]
 )
-def test_no_detector_is_not_taken_for_nothing_found(detector, says):
+def test_a_missing_detector_is_reported_and_not_as_zero_objects(detector, says):
     from fusion_ros.commands.demo.recorder import Summary
 
     values = dict.fromkeys(KEYS, 0) | {"latency_ms": {}, "stage_ms": {}, "streams": {}}

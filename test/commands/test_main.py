@@ -65,7 +65,7 @@ def test_an_unknown_command_is_refused_with_the_choices(arguments, capsys):
     assert all(name in refusal for name in COMMANDS)
 
 
-def test_an_unused_end_of_a_pipe_is_no_error():
+def test_a_pipe_that_closes_early_is_not_an_error():
     run = subprocess.run(
         f"{sys.executable} -m fusion_ros --help | head -n 1",
         shell=True, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,

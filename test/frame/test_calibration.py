@@ -104,7 +104,7 @@ def test_the_matrix_follows_region_of_interest_binning_and_scale(changes, size, 
         ({"d": (0.1,) * 5, "model": "equidistant"}, FULL, "5 coefficients.*expected 4"),
     ],
 )
-def test_a_calibration_that_does_not_fit_says_why(changes, size, says):
+def test_a_calibration_that_does_not_fit_is_refused_with_the_reason(changes, size, says):
     with pytest.raises(ValueError, match=says):
         from_camera_info(info(**changes)).at(Size(*size))
 

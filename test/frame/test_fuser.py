@@ -81,7 +81,7 @@ def test_colour_is_that_of_the_visible_image(visible_only):
     assert np.abs(fused.astype(int) - smooth).max() <= 2
 
 
-def test_a_constant_scene_stays_constant_whatever_else_is_in_the_picture(average):
+def test_a_constant_region_stays_constant_beside_any_other_content(average):
     fuser = Fuser(average)
     thermal, visible = np.full((48, 64), 90, np.uint8), np.full((48, 64, 3), 120, np.uint8)
     before = fuser.fuse(thermal, visible)[0, 0].copy()
@@ -224,7 +224,7 @@ def test_upsampled_pixels_below_zero_are_black():
     assert Fuser(Darker(), 32).fuse(thermal, visible)[:, :28].max() == 0
 
 
-def test_several_resolutions_take_turns(average):
+def test_several_resolutions_may_alternate(average):
     fuser = Fuser(average, 64)
     for size in ((96, 64), (64, 48), (501, 333), (48, 40)):
         images = pair(*size)

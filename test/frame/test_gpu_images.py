@@ -114,7 +114,9 @@ def test_a_small_processing_size_is_converted_by_the_cpu(gpu, average, tmp_path)
     assert fuser.converts_on_gpu
 
 
-def test_without_the_package_onnx_the_cpu_converts_and_says_so(gpu, average, tmp_path, monkeypatch):
+def test_without_the_package_onnx_the_cpu_converts_and_the_log_names_it(
+    gpu, average, tmp_path, monkeypatch
+):
     lines = []
     fuser = Fuser(load_engine(average, "tensorrt", cache_dir=tmp_path, log=lines.append))
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -140,7 +142,7 @@ def test_images_that_tensorrt_refuses_are_converted_by_the_cpu(gpu, average, tmp
     assert lines.count("tensorrt fp32, images converted on the GPU not used: no UINT8 here") == 1
 
 
-def test_a_full_disk_leaves_the_conversion_to_the_cpu(gpu, average, tmp_path, monkeypatch):
+def test_on_a_full_disk_the_cpu_converts(gpu, average, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError("No space left on device")
 
@@ -232,7 +234,7 @@ def test_fp16_is_compared_with_float32_by_fused_images_too(
     assert precision in fuser.engine.description
 
 
-def test_luminances_and_images_may_take_turns(gpu, fuser, average):
+def test_luminances_and_images_may_alternate(gpu, fuser, average):
     ir, vi = np.random.default_rng(0).random((2, 48, 64), np.float32)
     thermal, visible = pair(64, 48)
     for _ in range(2):

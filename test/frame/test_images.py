@@ -118,7 +118,7 @@ def mosaic(order: str, bgr: np.ndarray) -> np.ndarray:
     return raw
 
 
-def test_the_listed_encodings_are_the_promised_ones():
+def test_the_listed_encodings_are_those_of_the_documentation():
     promised = {*CHANNELS, *TEMPERATURES, *BAYER, *PACKED_YUV, *PLANAR_YUV}
     assert set(images.THERMAL_ENCODINGS) == promised
     assert set(images.VISIBLE_ENCODINGS) == promised - set(TEMPERATURES)
@@ -137,7 +137,7 @@ def test_temperatures_are_read_by_value(encoding, big, padding):
 
 
 @pytest.mark.parametrize("encoding", TEMPERATURES)
-def test_temperatures_are_no_visible_image(encoding):
+def test_temperatures_are_refused_as_a_visible_image(encoding):
     msg = message(np.zeros((HEIGHT, WIDTH), TEMPERATURES[encoding]), encoding)
     with pytest.raises(ImageError, match=f"'{encoding}' cannot be a visible image.*bgr8") as caught:
         images.visible_bgr(msg)
@@ -193,7 +193,7 @@ def test_nv24_keeps_the_colour_of_every_pixel():
 
 @pytest.mark.parametrize("encoding", PLANAR_YUV)
 @pytest.mark.parametrize("step", [0, 12, 16])
-def test_planes_without_padding_are_read_whatever_their_step_is(encoding, step):
+def test_planes_without_padding_are_read_with_any_step(encoding, step):
     yuv = np.full((4, 8, 3), (100, 90, 150), np.uint8)
     msg = yuv_message(encoding, yuv)
     msg.step = step
@@ -317,7 +317,7 @@ def test_bgr_and_native_thermal_are_not_copied():
 
 
 @pytest.mark.parametrize("data_type", [bytes, bytearray, memoryview, np.frombuffer])
-def test_data_may_be_anything_that_holds_bytes(data_type):
+def test_data_may_be_of_any_type_with_bytes(data_type):
     pixels = pixels_for("rgb8")
     msg = message(pixels, "rgb8")
     raw = msg.data.tobytes()

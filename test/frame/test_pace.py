@@ -152,7 +152,7 @@ def test_it_follows_load_down_and_comes_back_when_that_ends():
     assert sizes.index(machine.size) - sizes.index(before) in (0, 1)
 
 
-def test_it_does_not_flip_flop_where_a_size_costs_more_than_its_pixels_say():
+def test_it_does_not_oscillate_where_a_size_costs_more_than_its_pixels_suggest():
     machine = Machine(noise=0.15)
     honest = machine._begin
 
@@ -230,7 +230,7 @@ def test_a_size_that_cannot_be_loaded_is_not_asked_for_again():
     assert len(asked) == len(set(asked))
 
 
-def test_another_network_is_measured_anew():
+def test_another_network_is_measured_from_the_start():
     machine = Machine(network=0.03).run(20)
     machine.network = 0.4
     machine.pace.use(machine.size)

@@ -172,7 +172,7 @@ def test_thirty_and_nine_hertz_with_an_offset_pair_every_slow_frame():
     assert all(abs(t - 2 * SECOND - v) <= 17 * MS for t, v in stamps(pairs))
     counts = pairer.counts
     assert counts.thermal.paired == counts.visible.paired == len(thermal)
-    # The other visible frames are nobody's fault: their thermal neighbours were taken.
+    # The other visible frames have no partner, since their thermal neighbours are paired.
     assert counts.visible.missing == counts.visible.received - len(thermal)
 
 
@@ -442,7 +442,7 @@ def test_every_frame_is_counted_exactly_once(seed, reuse):
         assert len(set(serials)) == paired
     used = {(pair.thermal.item[1], pair.visible.item[1]) for pair in pairs}
     assert len(used) == len(pairs)
-    # Whatever happened: two healthy streams are paired again soon.
+    # After any of these events, two regular streams are paired again soon.
     pairer.reuse_slower = False
     pairer.tolerance_ns, pairer.thermal_offset_ns = 10 * MS, 0
     begin = 10**5 * SECOND

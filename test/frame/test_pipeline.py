@@ -209,7 +209,7 @@ def test_thermal_fades_in_from_the_edge_of_its_view_without_a_seam(average):
 
 
 @pytest.mark.parametrize("method", ["baffm", "cfi", "caf", "refinefuse"])
-def test_the_network_does_not_answer_to_the_edge_of_the_thermal_view(method):
+def test_the_edge_of_the_thermal_view_leaves_no_trace_in_the_network_output(method):
     camera = CameraModel.from_fov(160, 120, 60.0)
     visible = SimulatedRgb(camera, "dusk").render(3.0)
     counts = SimulatedThermal(camera, "dusk").render(3.0)

@@ -73,7 +73,7 @@ def test_the_scale_and_sign_of_a_homography_do_not_matter(factor):
     )
 
 
-def test_the_border_knows_which_pixels_the_thermal_camera_sees():
+def test_the_border_lists_the_pixels_that_the_thermal_camera_sees():
     registration = Registration(HOMOGRAPHY)
     registration.warp(smooth_image(THERMAL_SIZE), RGB_SIZE)
     seen = registration.border.seen

@@ -77,7 +77,7 @@ def test_eight_bit_passes_through_untouched(mode):
     assert GainControl(mode=mode).apply(frame) is frame
 
 
-def test_eight_bit_is_stretched_when_asked():
+def test_eight_bit_is_stretched_if_the_setting_is_on():
     frame = np.random.default_rng(0).normal(100, 15, (HEIGHT, WIDTH)).astype(np.uint8)
     image = GainControl(stretch_8bit=True).apply(frame)
     assert image.min() == 0 and image.max() == 255

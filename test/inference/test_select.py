@@ -237,7 +237,7 @@ def test_a_gpu_that_is_not_used_is_named_with_the_reasons(average, monkeypatch):
     assert "onnxruntime_cuda not used: " in engine.gpu_unused
 
 
-def test_a_gpu_is_present_if_its_driver_left_a_trace(monkeypatch, tmp_path):
+def test_a_gpu_is_present_if_its_driver_has_device_files(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "driver", lambda: None)
     monkeypatch.setattr(cuda, "_TRACES", (str(tmp_path / "nv_tegra_release"),))
     assert not cuda.gpu_is_present()
@@ -245,7 +245,7 @@ def test_a_gpu_is_present_if_its_driver_left_a_trace(monkeypatch, tmp_path):
     assert cuda.gpu_is_present()
 
 
-def test_without_a_gpu_or_by_wish_nothing_is_unused(average, monkeypatch):
+def test_no_unused_gpu_is_reported_without_one_or_if_the_backend_needs_none(average, monkeypatch):
     monkeypatch.setattr(cuda, "driver", lambda: None)
     monkeypatch.setattr(cuda, "gpu_is_present", lambda: False)
     assert load_engine(average).gpu_unused == ""

@@ -70,7 +70,7 @@ def test_boxes_survive_writing_and_reading(tmp_path):
 
 
 @pytest.mark.parametrize(("line", "problem", "kept"), [
-    ("0 .5 .5 -.2 .2", "swapped corners, put right", 1),
+    ("0 .5 .5 -.2 .2", "swapped corners, corrected", 1),
     ("0 .95 .5 .2 .2", "partly outside the image, clipped", 1),
     ("0 1.5 .5 .2 .2", "outside the image, left out", 0),
     ("0 .5 .5 0 .2", "without area, left out", 0),

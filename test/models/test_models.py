@@ -145,7 +145,7 @@ def test_scene_weights_sum_to_one_and_ablations_are_one_setting_each():
         Baffm(prior="none")
 
 
-def test_interventions_mask_what_they_say():
+def test_interventions_mask_the_modality_that_they_name():
     from fusion_models.cfi.interventions import intervene
 
     ir = vi = torch.ones(3, 1, 64, 64)
@@ -176,7 +176,7 @@ def test_refinefuse_pairwise_convolution_is_a_grouped_convolution_of_interleaved
         assert torch.allclose(grouped(interleaved), pairwise(ir, vi), atol=1e-5)
 
 
-def test_cfi_tells_thermal_from_visible():
+def test_cfi_treats_thermal_and_visible_differently():
     ir, vi = random_pair()
     model = settled("cfi")
     with torch.no_grad():

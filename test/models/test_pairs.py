@@ -114,7 +114,7 @@ def test_only_train_folders_are_trained_on_unless_one_is_named(data):
         find_sets(data / "city/test", split="train")
 
 
-def test_too_few_pairs_for_a_validation_part_are_told(data):
+def test_too_few_pairs_for_a_validation_part_are_refused(data):
     with pytest.raises(DataError, match="city/validation: no pairs; a set needs 8 or more"):
         find_sets(data, split="validation")
 

@@ -220,7 +220,7 @@ def start(node, start=fuse_node.FuseNode.start):
 loader.load_network = load_network
 fuse_node.FuseNode.start = start
 """,
-    "waiting for the frame in hand": f"""
+    "waiting for the frame in progress": f"""
 import sys, time
 from fusion_ros.node import frames, fuse_node
 
@@ -266,7 +266,7 @@ def test_a_signal_at_the_very_end_does_not_change_the_exit_code(start, average):
     end_cleanly(process, (signal.SIGINT,))
 
 
-def test_an_interrupted_build_only_is_no_success(start, average):
+def test_an_interrupted_build_does_not_exit_with_0(start, average):
     parameters = ["build_only:=true", "detect:=false", f"method:={average}"]
     process = start("-c", SLOW["configuring"] + RUN, parameters=parameters)
     process.wait_for("busy")
@@ -277,7 +277,7 @@ def test_an_interrupted_build_only_is_no_success(start, average):
 # --- Parameter files ----------------------------------------------------------------------------
 
 
-def test_values_that_reach_no_parameter_of_the_node_are_named(start, average, tmp_path):
+def test_values_for_unknown_parameters_are_named(start, average, tmp_path):
     path = tmp_path / "robot.yaml"
     path.write_text("fuse_node:\n  ros__parameters:\n    tolerance: 0.05\n")
     process = start(

@@ -286,7 +286,7 @@ def test_a_node_can_be_active_again_before_that_frame_is_done(busy):
     assert one.node.configured.monitor.snapshot().counters["fused"] == 1
 
 
-def test_networks_are_freed_after_the_frame_in_hand_and_not_before(busy):
+def test_networks_are_freed_after_the_frame_in_progress_and_not_before(busy):
     one, hold = busy
     assert one.node.close(timeout=0.01) is False
     assert not hold.freed.is_set()
@@ -295,7 +295,7 @@ def test_networks_are_freed_after_the_frame_in_hand_and_not_before(busy):
     assert hold.freed.wait(PATIENCE_S)
 
 
-def test_a_node_configures_anew_beside_a_frame_that_takes_long(busy):
+def test_a_node_configures_again_while_a_long_frame_is_in_progress(busy):
     one, hold = busy
     assert one.node.trigger_deactivate() == SUCCESS
     assert one.node.trigger_cleanup() == SUCCESS
@@ -391,7 +391,7 @@ def test_calibrated_cameras_are_registered_from_the_first_frame_on(bench):
     np.testing.assert_allclose(fused[40, 4], 60, atol=1)  # by the RGB camera only
 
 
-def test_calibration_is_awaited_under_a_remapped_topic(bench, monkeypatch):
+def test_the_first_frame_waits_for_calibration_on_a_remapped_topic(bench, monkeypatch):
     node = bench(start=False).node
     monkeypatch.setattr(node, "resolve_topic_name", lambda topic: f"/remapped/{topic}")
     asked: list[str] = []
@@ -403,7 +403,7 @@ def test_calibration_is_awaited_under_a_remapped_topic(bench, monkeypatch):
     assert asked == ["/remapped/thermal/camera_info", "/remapped/rgb/camera_info"]
 
 
-def test_the_fused_image_has_the_camera_info_of_the_rgb_camera_if_somebody_subscribes(bench):
+def test_subscribers_get_the_camera_info_of_the_rgb_camera_with_the_fused_image(bench):
     one = bench()
     camera, infos = one.rig.sender.rgb, []
     assert one.rig.wait(camera.infos.get_subscription_count)
@@ -447,7 +447,7 @@ def test_a_silent_camera_is_named_and_the_policy_decides_about_the_other_one(ben
     assert_adds_up(report.values)
 
 
-def test_an_image_that_waits_for_a_silent_camera_is_let_go(bench):
+def test_an_image_that_waits_for_a_silent_camera_is_released(bench):
     one = bench(camera_timeout=0.5, dropout_policy="pass")
     one.fuse()
     one.rig.send(time.time_ns(), None, picture("bgr8"))

@@ -197,7 +197,7 @@ def test_a_slow_detector_beside_fusion_delays_no_frame_and_boxes_carry_the_stamp
     assert report.count("searched") == 2
 
 
-def test_a_detector_that_fails_beside_fusion_costs_its_boxes_only(rig, detector, monkeypatch):
+def test_if_the_detector_fails_only_its_boxes_are_lost(rig, detector, monkeypatch):
     one = rig(detect=True, detector=detector)
     boxes_of(one)
 

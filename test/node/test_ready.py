@@ -20,7 +20,7 @@ def network(size: int, method: str = "caf") -> Network:
     return Network(method, Fuser(size))
 
 
-def test_a_network_is_given_away_once():
+def test_a_network_is_returned_once():
     ready, one = Ready(), network(320)
     ready.keep(one)
     assert ready.has("caf", 320)
@@ -46,7 +46,7 @@ def test_a_second_network_of_a_size_replaces_the_first():
     assert ready.take("caf", 160) is second
 
 
-def test_what_comes_after_the_end_is_freed_at_once():
+def test_networks_kept_after_close_are_freed_at_once():
     ready, early, late = Ready(), network(160), network(192)
     ready.keep(early)
     ready.close()

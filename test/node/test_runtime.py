@@ -182,7 +182,7 @@ def test_a_slow_network_gets_the_newest_pair_next_and_the_others_are_counted(ben
 
 
 def test_pairs_at_a_rate_are_all_accounted_for(bench):
-    """Whatever the machine's load: in = fused + displaced, and what is fused is in order."""
+    """At any load of the machine: in = fused + displaced, and frames are fused in order."""
     one = bench(REGISTERED)
     one.fuse(0)
     for k in range(1, 60):
@@ -246,7 +246,7 @@ def test_no_image_is_allocated_from_callback_to_publish(setup, bench):
     assert allocated(bench(setup)) < PLANE / 2
 
 
-def test_an_image_that_is_allocated_shows(bench):
+def test_the_check_for_allocations_finds_an_image(bench):
     one = bench(REGISTERED)
     one.node.configured.frames._to_visible = images.visible_bgr
     assert allocated(one) > 3 * PLANE

@@ -52,7 +52,7 @@ def test_a_new_item_displaces_the_waiting_one(gate, worker):
     assert gate.handled == [1, 4]
 
 
-def test_clear_drops_the_waiting_item_and_leaves_the_one_in_hand(gate, worker):
+def test_clear_drops_the_waiting_item_and_keeps_the_current_one(gate, worker):
     worker.submit(1)
     assert gate.started.wait(PATIENCE_S)
     worker.submit(2)
@@ -63,7 +63,7 @@ def test_clear_drops_the_waiting_item_and_leaves_the_one_in_hand(gate, worker):
     assert gate.handled == [1]
 
 
-def test_stop_lets_the_item_in_hand_finish_and_drops_the_waiting_one(gate, worker):
+def test_stop_finishes_the_current_item_and_drops_the_waiting_one(gate, worker):
     worker.submit(1)
     assert gate.started.wait(PATIENCE_S)
     worker.submit(2)

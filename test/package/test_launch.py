@@ -170,7 +170,7 @@ def test_a_launch_that_only_builds_returns_whether_that_succeeded(size, status, 
 
 
 @pytest.mark.slow
-def test_a_node_that_dies_is_started_again_on_request(ros2_launch):
+def test_a_node_that_ends_is_started_again_with_respawn(ros2_launch):
     launch = ros2_launch("fuse.launch.py", *QUICK, "respawn:=true")
     launch.wait_for("fusing by")
     node = int(re.search(r"\[fuse_node-1\]: process started with pid \[(\d+)\]", launch.said)[1])

@@ -134,7 +134,7 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def test_imports_are_found_wherever_they_stand():
+def test_imports_are_found_at_every_place_in_a_file():
     source = """
 import a.b
 from c import d
@@ -175,7 +175,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)
-def test_a_room_does_not_import_what_stands_above_it(room):
+def test_a_room_does_not_import_the_rooms_above_it(room):
     inside = [name for name in modules() if lies_in(name, room)]
     assert inside
     found = {

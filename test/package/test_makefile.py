@@ -130,7 +130,7 @@ def test_changed_requirements_are_installed_and_old_stamps_dropped(checkout):
     ]
 
 
-def test_a_failed_installation_says_so_and_is_taken_up_again(checkout):
+def test_a_failed_installation_is_reported_and_repeated_by_the_next_run(checkout):
     checkout.offline.touch()
     run = checkout.make("demo")
     assert run.returncode != 0 and "needs the network" in run.stderr
@@ -140,7 +140,7 @@ def test_a_failed_installation_says_so_and_is_taken_up_again(checkout):
     assert checkout.installed() == [".[cpu,ros]"]
 
 
-def test_an_environment_whose_python_is_gone_is_made_again(checkout):
+def test_an_environment_without_its_python_is_created_again(checkout):
     checkout.make("demo")
     (checkout.folder / ".venv" / "bin" / "python").unlink()
     assert checkout.make("demo").returncode == 0
@@ -155,7 +155,7 @@ def test_a_sourced_ros_is_used_and_brings_no_wheels(checkout):
     assert "-m venv --system-site-packages .venv-jazzy" in checkout.calls.read_text()
 
 
-# What the system of a robot has, and what its environment is then asked for.
+# What the system of a robot has, and the requirements that its environment gets then.
 SYSTEMS = {
     "Ubuntu 22.04": (
         {"numpy": "1.21.5", "cv2": "4.5.4"},
@@ -200,7 +200,7 @@ def test_a_sourced_ros_keeps_its_numpy_and_what_is_new_enough(checkout, system):
     assert (environment / "requirements.txt").read_text().split() == missing
 
 
-def test_options_reach_the_demo(checkout):
+def test_options_are_passed_to_the_demo(checkout):
     checkout.make("demo", "METHOD=cfi", "DATA=../my pairs", "DETECTOR=yolo.onnx")
     last = checkout.calls.read_text().splitlines()[-1]
     assert "--method cfi" in last and "--detector yolo.onnx" in last
@@ -213,7 +213,7 @@ def test_a_python_that_does_not_fit_is_refused_with_what_to_do(checkout):
     assert "Python 3.10 to 3.14" in run.stderr and "make PYTHON=" in run.stderr
 
 
-def test_an_environment_of_somebody_else_is_not_deleted(checkout):
+def test_an_environment_of_another_tool_is_not_deleted(checkout):
     theirs = checkout.folder / ".venv" / "precious"
     theirs.parent.mkdir()
     theirs.touch()

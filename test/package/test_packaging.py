@@ -146,7 +146,7 @@ def test_every_extra_has_its_tested_versions(wheel):
         assert names and names - set(pinned) == set(), extra
 
 
-def test_one_version_stands_everywhere(wheel):
+def test_the_version_is_the_same_everywhere(wheel):
     version = manifest().findtext("version")
     assert fusion_ros.__version__ == fusion_models.__version__ == version
     assert Path(wheel.filename).name.split("-")[1] == version
@@ -240,7 +240,7 @@ def test_generated_vision_msgs_agrees_with_the_real_one_on_the_wire():
     assert hashes["vision_msgs/msg/Detection2DArray"] == expected
 
 
-def test_the_parameters_page_tells_of_every_parameter_and_launch_argument():
+def test_the_parameters_page_lists_every_parameter_and_launch_argument():
     text = (ROOT / "docs" / "parameters.md").read_text()
     names = set(importlib.import_module("fusion_ros.node.parameters").Parameters.specs())
     launch = ast.parse((ROOT / "launch" / "fuse.launch.py").read_text())

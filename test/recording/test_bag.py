@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Bags of every form give the same images; what is wrong with one is said in a sentence."""
+"""Bags of every form give the same images; faults of a bag are reported in a sentence."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_ros_1_bag_is_read_with_its_calibration(tmp_path):
         assert list(info.k) == list(np.eye(3).ravel())
 
 
-def test_what_is_left_of_a_cut_off_mcap_file_is_read_and_the_loss_is_said(tmp_path):
+def test_what_is_left_of_a_cut_off_mcap_file_is_read_and_the_loss_is_reported(tmp_path):
     path = next(write(tmp_path / "bag", enlarge=20).glob("*.mcap"))
     whole = path.read_bytes()
     torn = tmp_path / "torn.mcap"
@@ -188,7 +188,7 @@ def test_what_is_left_of_a_cut_off_mcap_file_is_read_and_the_loss_is_said(tmp_pa
     assert "cut off" in problem
 
 
-def test_a_damaged_database_is_answered_with_a_sentence(tmp_path):
+def test_a_damaged_database_is_reported_in_a_sentence(tmp_path):
     path = next(write(tmp_path / "bag", storage="sqlite3").glob("*.db3"))
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
@@ -218,7 +218,7 @@ def test_damage_in_the_middle_of_a_bag_ends_it_there_with_a_sentence(tmp_path):
     ],
     ids=["nothing there", "another file", "empty folder"],
 )
-def test_what_is_no_bag_is_answered_with_a_sentence(tmp_path, make, expected):
+def test_what_is_no_bag_is_reported_in_a_sentence(tmp_path, make, expected):
     path = tmp_path / "something"
     make(path)
     with pytest.raises(BagError, match=expected):
@@ -227,9 +227,7 @@ def test_what_is_no_bag_is_answered_with_a_sentence(tmp_path, make, expected):
 
 @pytest.mark.parametrize("name", ["a.mcap", "a.db3", "a.bag"])
 @pytest.mark.parametrize("data", [b"", b"not a recording" * 100])
-def test_files_with_a_bag_s_name_and_other_content_are_answered_with_a_sentence(
-    tmp_path, name, data
-):
+def test_files_with_a_bag_s_name_and_other_content_are_reported_in_a_sentence(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(BagError):
@@ -251,7 +249,7 @@ def test_cameras_are_found_by_their_names(tmp_path, topics):
     assert (cameras.thermal.image, cameras.rgb.image) == topics
 
 
-def test_cameras_that_cannot_be_told_are_listed_with_types_and_counts(tmp_path):
+def test_topics_without_a_recognised_camera_are_listed_with_types_and_counts(tmp_path):
     path = write(tmp_path / "bag", topics=("/front/image", "/rear/image"))
     with open_bag(path) as bag:
         with pytest.raises(BagError, match=rf"--thermal.*--rgb.*/front/image \(Image, {COUNT} mes"):
@@ -261,7 +259,7 @@ def test_cameras_that_cannot_be_told_are_listed_with_types_and_counts(tmp_path):
             find_cameras(bag, "/left", "/rear/image")
 
 
-def test_a_bag_is_told_from_other_folders(tmp_path):
+def test_a_bag_is_distinguished_from_other_folders(tmp_path):
     assert is_bag(write(tmp_path / "bag"))
     assert not is_bag(tmp_path)
 

@@ -170,7 +170,7 @@ def test_converted_boxes_are_read_with_the_classes_of_their_set(convert):
     assert len(boxes) == 3 and report.objects == {"people": 3, "car": 3, "lamp": 3}
 
 
-def test_bad_boxes_are_put_right_or_left_out_and_counted(convert, tmp_path, capsys):
+def test_bad_boxes_are_corrected_or_left_out_and_counted(convert, tmp_path, capsys):
     (tmp_path / "published").mkdir()
     llvip(tmp_path / "published")
     path = tmp_path / "published/Annotations/010001.xml"
@@ -184,7 +184,7 @@ def test_bad_boxes_are_put_right_or_left_out_and_counted(convert, tmp_path, caps
     sizes = [tuple(map(float, row.split()[3:])) for row in rows]
     assert len(sizes) == 2 and all(0 < w <= 1 and 0 < h <= 1 for w, h in sizes)
     said = capsys.readouterr().out
-    assert "1 boxes with swapped corners, put right" in said
+    assert "1 boxes with swapped corners, corrected" in said
     assert "1 boxes without area, left out" in said and "1 boxes outside the image" in said
 
 
@@ -254,7 +254,7 @@ def test_every_second_pair_of_a_video_is_enough(convert):
     assert stems(convert(roadscene, "every=2") / "train/ir") == ["FLIR_00006", "FLIR_video_00018"]
 
 
-def test_other_capitals_and_missing_labels_are_no_matter(convert):
+def test_names_in_other_case_and_missing_labels_are_accepted(convert):
     def lower(root):
         m3fd(root)
         for name in ("Ir", "Vis"):
@@ -317,7 +317,7 @@ def test_a_broken_annotation_is_named(convert, tmp_path, capsys):
     path = tmp_path / "published/Annotations/010002.xml"
     path.write_text(path.read_text().replace("<ymin>4</ymin>", ""))
     convert(llvip, expect=2)
-    assert "010002.xml is no Pascal VOC annotation" in capsys.readouterr().err
+    assert "010002.xml is not a Pascal VOC annotation" in capsys.readouterr().err
 
 
 def test_a_list_with_stems_that_are_not_there_is_refused(convert, tmp_path, capsys):
@@ -340,7 +340,7 @@ def test_an_output_that_exists_is_not_touched(convert, capsys):
     (["dataset=msrs", "source=.", "resize=3"], "unknown settings resize"),
     (["dataset=msrs", "source=.", "every=0"], "every must be >= 1"),
 ])  # fmt: skip
-def test_a_wrong_setting_is_told(capsys, tmp_path, monkeypatch, arguments, told):
+def test_a_wrong_setting_is_refused_with_a_message(capsys, tmp_path, monkeypatch, arguments, told):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert told in capsys.readouterr().err

@@ -86,6 +86,6 @@ def test_whole_images_are_timed_on_a_gpu_by_who_converts_them(gpu, tmp_path, mon
         ("speed=fast", "unknown settings speed"),
     ],
 )
-def test_wrong_settings_are_told(setting, told, capsys):
+def test_wrong_settings_are_refused_with_a_message(setting, told, capsys):
     assert time_networks.main([setting]) == 2
     assert re.search(told, capsys.readouterr().err)

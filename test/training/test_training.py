@@ -249,7 +249,7 @@ def test_precision_follows_the_hardware(monkeypatch):
         assert choose_precision("auto", "cpu")[0] == expected
 
 
-def test_the_precision_and_the_reason_are_told(pairs, tmp_path, capsys):
+def test_the_precision_and_the_reason_are_printed(pairs, tmp_path, capsys):
     Trainer(tiny(pairs, tmp_path, method="caf", precision="auto"))
     assert re.search(r"caf: precision (32-true|bf16-mixed) \(.*bf16", capsys.readouterr().out)
     with pytest.raises(ConfigError, match="precision 'half': choose auto, 32-true"):
@@ -353,9 +353,9 @@ def test_a_searched_loss_takes_the_place_of_the_method_s_own(pairs, tmp_path):
         Trainer(tiny(pairs, tmp_path, **settings))
 
 
-def test_a_mixed_set_that_is_not_there_is_said(pairs, tmp_path, capsys):
+def test_a_missing_set_of_the_mix_is_named(pairs, tmp_path, capsys):
     Trainer(tiny(pairs, tmp_path, method="caf", mix={"mrsr": 2.0}))
-    assert "no set mrsr in the data: set" in capsys.readouterr().out
+    assert "no set mrsr in the data, which has set" in capsys.readouterr().out
 
 
 def test_the_learning_curve_is_in_the_record_and_survives_resuming(pairs, tmp_path):

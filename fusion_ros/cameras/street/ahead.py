@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """Simulated cameras rendered ahead: a loop of frames, drawn once, then played from the disk.
 
-A frame of 640x480 takes 10 to 20 ms to draw and 0.3 ms to play. The loops lie in
+A frame of 640x480 takes 10 to 20 ms to draw and 0.3 ms to play. The loops are in
 `~/.cache/fusion_ros/street`, at most `MOST_BYTES` together; the ones not used for longest go.
 """
 
@@ -42,9 +42,9 @@ __all__ = [
 ]
 
 MOST_BYTES = 3 << 29
-"""What all loops may take on the disk."""
+"""Disk space for all loops, bytes."""
 LARGEST_LOOP = 1 << 30
-"""What one loop may take, in bytes."""
+"""Disk space for one loop, bytes."""
 LOOP_RATE = 30.0
 """Usual frames per second of scene time."""
 
@@ -96,7 +96,7 @@ class LoopPlan:
 
     @property
     def count(self) -> int:
-        """How many frames the loop has."""
+        """Number of frames in the loop."""
         return max(1, round(self.seconds * self.rate))
 
     @property
@@ -117,12 +117,12 @@ class LoopPlan:
 
     @property
     def bytes(self) -> int:
-        """What the loop takes on the disk."""
+        """Disk space of the loop, bytes."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     @property
     def path(self) -> Path:
-        """Name of the loop's file in its folder; it changes with the code that draws."""
+        """Name of the loop's file in its folder; it depends on the code that draws."""
         text = repr((self, np.__version__, cv2.__version__, _code_digest()))
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return Path(f"{self.camera}-{self.scene_name}-{self.seed}-{digest}.npy")
@@ -210,7 +210,7 @@ def _opened(path: Path, plan: LoopPlan) -> np.ndarray | None:
     """The frames of an earlier run, or None."""
     try:
         frames = np.load(path, mmap_mode="r")
-        os.utime(path)  # the last use counts when room is made
+        os.utime(path)  # the loops used longest ago are deleted first
     except (OSError, ValueError):
         return None
     return frames if frames.shape == plan.shape and frames.dtype == plan.dtype else None
@@ -222,7 +222,7 @@ def _reserve(file: int, size: int) -> None:
 
 
 def _discard(folder: Path, keep: Path) -> None:
-    """Delete the loops that were not used for longest until the rest fits in `MOST_BYTES`."""
+    """Delete the loops used longest ago until the rest fits in `MOST_BYTES`."""
     found = []
     for path in folder.glob("*.npy"):
         with contextlib.suppress(OSError):  # another process may have deleted it

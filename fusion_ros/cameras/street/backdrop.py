@@ -48,7 +48,7 @@ def _noise_texture(rng: np.random.Generator, size: int = 512, octaves: int = 6) 
 
 @dataclass
 class Surfaces:
-    """What every (supersampled) pixel of a camera sees; arrays (h, w) or (h, w, 3)."""
+    """The surface in every (supersampled) pixel of a camera; arrays (h, w) or (h, w, 3)."""
 
     material: np.ndarray  # SKY, ROAD, ...
     position: np.ndarray  # world x, y, z; for the sky its direction
@@ -442,7 +442,7 @@ class Backdrop:
         return np.clip(picture * vignette(self.camera)[..., None], 0, 255).astype(np.uint8)
 
     def celsius(self, climate: Climate) -> np.ndarray:
-        """Temperatures (h, w) float32, Celsius, without blur and noise. Signs do not show."""
+        """Temperatures (h, w) float32, Celsius, without blur and noise. Signs are invisible."""
         s = self._surfaces
         table = np.array(
             [0, climate.road, climate.pavement, climate.wall, climate.air - 3.0], np.float32

@@ -4,11 +4,11 @@
 `render("glare", seed=3, size=Size(320, 240))` gives one pair: thermal and visible picture of
 one camera's pixels, and every object that either of them shows, as mask and box.
 
-glare  a low sun or the head lamps of a car blind the visible; persons in there are clear in thermal
+glare  a low sun or the head lamps of a car blind the visible; persons in it are clear in thermal
 snow   dark coats on snow: bright in thermal, dark in visible
 faint  at night, with 8-bit thermal without gain control: all of it within some 20 grey levels
-noon   hot road: persons are no warmer than it, or colder, and plain in the visible (variant
-       `road`); a bright wall behind persons in light clothes, who are plain in thermal (`wall`)
+noon   hot road: persons are no warmer than it, or colder, and clear in the visible (variant
+       `road`); a bright wall behind persons in light clothes, who are clear in thermal (`wall`)
 
 The ordinary kinds are `day`, `dusk`, `night` and `smoke`.
 
@@ -42,7 +42,7 @@ CLASSES = ("person", "bicycle", "car", "bus")
 BLOCK = 5
 VARIANTS = {"glare": ("sun", "headlamps"), "noon": ("road", "wall")}
 CLEAR = 15.0
-"""Grey levels of contrast from which on a camera shows an object, or a third of it."""
+"""Least contrast of an object, or of a third of it, that counts as visible, in grey levels."""
 _LEAST_PIXELS, _LEAST_SHARE = 24, 0.3
 _ATTEMPTS = 6
 _CLASS_OF = {"person": 0, "bicycle": 1, "car": 2, "truck": 2, "bus": 3}
@@ -137,7 +137,7 @@ def variant(kind: str, seed: int) -> str:
     return choices[seed // BLOCK % len(choices)]
 
 
-# What a kind is about, of one target.
+# For one target: whether it shows what its kind is made for.
 _FAILURE: dict[str, Callable[[Target], bool]] = {
     "glare": lambda t: t.kind == "person" and t.in_thermal and not t.in_visible,
     "snow": lambda t: (
@@ -307,7 +307,7 @@ def _climate(name: str, which: str, rng: np.random.Generator) -> Climate:
     return climate
 
 
-# --- who is where ----------------------------------------------------------------------------
+# --- places of persons and vehicles ----------------------------------------------------------
 
 
 class _Stage:
@@ -318,10 +318,10 @@ class _Stage:
         self._camera = view.rgb.camera
         self._persons: list = []
         self._vehicles: list = []
-        self._taken: list = []  # (left, right) in pixels of who stands there
+        self._taken: list = []  # (left, right) in pixels of persons already placed
 
     def moment(self) -> Moment:
-        """Everybody at one moment."""
+        """All persons and vehicles at one moment."""
         rng, kind, which = self._rng, self._view.kind, self._view.variant
         lamps = self._traffic(dazzling=which == "headlamps")
         if which == "sun":
@@ -339,7 +339,7 @@ class _Stage:
                 self._person(None, (5, 15), zone=(2.0, 4.9), light=True)
             extra = int(rng.integers(0, 3))
         elif kind == "faint":
-            for _ in range(int(rng.integers(1, 4))):  # where no lamp reaches
+            for _ in range(int(rng.integers(1, 4))):  # outside the light of the lamps
                 self._person(None, (4.5, 9.5), zone=(2.4, 4.9))
             extra = int(rng.integers(2, 6))
         else:

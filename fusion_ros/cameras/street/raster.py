@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Light on facets, and facets into pixels: sprites with sub-pixel edges, blended by depth."""
+"""Shading and drawing of facets: sprites with sub-pixel edges, blended by depth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusion_ros.cameras.street.shapes import Facets
 LAMP_COLOUR = np.array([0.48, 0.80, 1.0])
 BEAM_COLOUR = np.array([0.82, 0.95, 1.0])
 SNOW_ALBEDO = np.array([0.84, 0.82, 0.80])
-_BLACK_LEVEL = 6.0  # counts of 255 that a sensor in the dark still reads
+_BLACK_LEVEL = 6.0  # black level of the sensor, in counts of 255
 _SHIFT = 4  # fractional bits of cv2's fixed-point coordinates
 
 

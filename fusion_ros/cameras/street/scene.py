@@ -23,7 +23,7 @@ CONDITIONS = ("day", "dusk", "night", "glare", "smoke", "headlamps", "snow", "fa
 SCENES = (*CONDITIONS, "tour")
 CAMERA_HEIGHT = 1.5
 CYCLE_S = 24.0  # one round of the traffic: through road, cross road, pedestrians
-TOUR_STOP_S = 4.0  # what `tour` spends on one condition, cross-fade included
+TOUR_STOP_S = 4.0  # seconds of `tour` for one condition, with the cross-fade
 TOUR_FADE_S = 1.0
 
 
@@ -242,7 +242,7 @@ _SNOW = replace(
     snow=1.0,
     winter=1.0,
 )
-# A mild, wet night: everything has the air's temperature, and coats let little warmth out.
+# A mild, wet night: everything has the air's temperature, and coats insulate well.
 _FAINT = replace(
     _NIGHT,
     noise=7.0,
@@ -345,7 +345,7 @@ class Lamp:
 
 @dataclass(frozen=True)
 class Sign:
-    """Upright board facing the cameras, as warm as what is behind it: thermal cannot see it."""
+    """Upright board facing the cameras, as warm as its background and so invisible in thermal."""
 
     text: str
     x: float  # of the board's middle
@@ -639,7 +639,7 @@ class _Ride:
 def cyclist(
     name: str, x: float, z: float, yaw: float, travelled: float, chances: Sequence[float]
 ) -> tuple[Person, Bicycle]:
-    """A rider and his bicycle at (x, z) after `travelled` metres.
+    """A rider and a bicycle at (x, z) after `travelled` metres.
 
     `chances` are at least seven numbers in [0, 1), which choose size and colours.
     """
@@ -675,7 +675,7 @@ def person(
 
 
 def dressed(person: Person, climate: Climate) -> Person:
-    """The person in clothes for the climate: winter's are darker and let less warmth out."""
+    """The person in clothes for the climate: in winter they are darker and insulate better."""
     if climate.winter <= 0:
         return person
     dark = 1 - 0.95 * climate.winter
@@ -687,7 +687,7 @@ def dressed(person: Person, climate: Climate) -> Person:
     )
 
 
-PERSON_IN_THE_DARK = "waiting"  # stands where no lamp reaches
+PERSON_IN_THE_DARK = "waiting"  # stands outside the light of the lamps
 _WALKS = (
     # Across the road while the lanes are free, seconds 17 to 36 of the cycle.
     _Walk("crossing_right", (-10.6, 7.4), (2.4, 7.4), 1.30, CYCLE_S, -6.8),

@@ -18,7 +18,7 @@ _TICKS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 240, 480)
 
 
 class MatplotlibMissing(RuntimeError):
-    """There is nothing to plot with; the text says how to get it."""
+    """matplotlib is missing; the text says how to install it."""
 
 
 def plot(results: Sequence[Result], path: Path) -> None:

@@ -20,7 +20,7 @@ SCHEMA = 1
 
 
 class ResultError(ValueError):
-    """A file that is no result of the benchmark; the text says which and why."""
+    """A file is not a result of the benchmark; the text names it and the reason."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Input:
 
 @dataclass
 class Result:
-    """One method's figures, as far as they have come.
+    """The figures of one method that have been measured so far.
 
-    engine: what really ran the network, by the node's own report. starts_s: for each start of the
+    engine: what ran the network, by the node's report. starts_s: for each start of the
     node, from there to its first fused image, pairs coming in all the time. search: the trials at
     rates between the bounds; peak: the highest rate with no more than `most_loss` lost, measured
     like the fixed ones; peak_limit: what kept it from being higher, 'node', 'sender' or 'bound'.
@@ -96,7 +96,7 @@ class Result:
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
-        """Read a file that `write` wrote; raises ResultError if it is none."""
+        """Read a file that `write` wrote; raises ResultError if it is not a result."""
         try:
             values = json.loads(Path(path).read_text())
         except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""The search for the highest rate that the node follows."""
+"""The search for the highest rate at which the node loses few pairs."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def confirm_peak(
 ) -> float | None:
     """The highest rate from `peak` down, in steps of `precision`, that holds in `loss_at` too.
 
-    A search of short trials ends a little high, where luck let one pass; here `loss_at` measures
-    for longer. None if not even `low` holds.
+    A search of short trials ends a little too high, since one may pass by chance; here `loss_at`
+    measures for longer. None if not even `low` holds.
     """
     while loss_at(peak) > most_loss:
         if peak == low:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""What `make_bag` writes: rates, clocks and losses as asked for, of every source."""
+"""What `make_bag` writes: rates, clocks and losses as requested, of every source."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_pairs_of_folders_and_videos_become_bags(tmp_path):
         (["--rgb-video", "a.mp4"], 2, "together"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_said(tmp_path, capsys, arguments, status, said):
+def test_arguments_that_cannot_be_used_are_named(tmp_path, capsys, arguments, status, said):
     assert main.main(["make_bag", str(tmp_path / "bag"), *arguments]) == status
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

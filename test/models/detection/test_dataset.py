@@ -87,7 +87,7 @@ def test_coco_labels_give_the_same_boxes_and_what_is_wrong_with_them_is_named(pa
         [40, 20, 60, 40], [50, 10, 64, 20],
     ]  # fmt: skip
     assert {kind: len(places) for kind, places in report.problems.items()} == {
-        "swapped corners, put right": 1,
+        "swapped corners, corrected": 1,
         "outside the image, left out": 1,
         "partly outside the image, clipped": 1,
         "unknown image 8": 1,

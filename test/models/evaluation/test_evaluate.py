@@ -134,7 +134,7 @@ def test_a_peer_without_all_images_is_left_out_and_one_without_any_refused(data,
     ("sets=mars/test", "no set mars/test"),
     ("methods=average:x.onnx", "two rows named 'average'"),
 ])  # fmt: skip
-def test_a_wrong_setting_is_told_in_one_line(data, tmp_path, capsys, bad, told):
+def test_a_wrong_setting_is_named_in_one_line(data, tmp_path, capsys, bad, told):
     assert main([f"data={data}", f"output={tmp_path / 'out'}", bad]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -202,7 +202,7 @@ def test_processing_sizes_are_rows_of_their_own(data, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["half", "0,20", "320,", "0.5", "320,320"])
-def test_a_processing_size_that_cannot_be_is_refused(data, tmp_path, capsys, value):
+def test_an_impossible_processing_size_is_refused(data, tmp_path, capsys, value):
     model = write_fusion_onnx(tmp_path / "mine.onnx", "max")
     assert main([f"data={data}", f"methods={model}", f"processing_size={value}"]) == 2
     said = capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_fusing_at_half_size_loses_at_most_a_twentieth_of_vif_and_qabf(shared_da
 
 @pytest.mark.slow
 def test_committed_figures_come_from_the_committed_weights(shared_data):
-    """Three pairs of each set, fused anew by the ONNX files and compared with the JSON."""
+    """Three pairs of each set, fused again by the ONNX files and compared with the JSON."""
     if not COMMITTED.is_file():
         pytest.skip(f"no {COMMITTED.name} committed yet")
     committed = json.loads(COMMITTED.read_text())
