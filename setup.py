@@ -86,7 +86,10 @@ setup(
     license="AGPL-3.0-only",
     python_requires=">=3.10",
     packages=find_packages(include=["fusion_ros*", "fusion_models*"]),
-    package_data={"fusion_models": ["weights/*", "*/*.npz", "detection/weights/*"]},
+    package_data={
+        "fusion_models": ["weights/*", "*/*.npz", "detection/weights/*"],
+        "fusion_ros": ["commands/bag/*.j2"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         share("", "package.xml"),

@@ -45,6 +45,10 @@ COMMANDS = {
     "build_engine": Command(
         "fusion_ros.commands.build_engine", "build TensorRT engines ahead of the node's first start"
     ),
+    "evaluate_bag": Command(
+        "fusion_ros.commands.bag.evaluate_bag",
+        "evaluate a recording: clocks, pairs, registration, quality, speed",
+    ),
     "make_bag": Command(
         "fusion_ros.commands.bag.make_bag", "make a bag of simulated cameras, pairs or videos"
     ),

@@ -157,6 +157,7 @@ class Pipeline:
         self._rgb_size: Size | None = None
         self._buffers: dict[str, np.ndarray] = {}
         self._on_device: DeviceArray | None = None
+        self._registered: np.ndarray | None = None
 
     def change(self, **changes: Settings | Network | Detector | Calibration | None) -> None:
         """Replace parts of the pipeline from the next frame on.
@@ -203,6 +204,20 @@ class Pipeline:
         """The setting: search every such frame, or auto."""
         return self._setup.settings.detect_every
 
+    @property
+    def registered(self) -> np.ndarray | None:
+        """The thermal image of the latest `fuse` as it was fused, valid until the next call.
+
+        (H, W) uint8 in RGB pixels; None if there was no thermal image.
+        """
+        return self._registered
+
+    @property
+    def seen(self) -> np.ndarray | None:
+        """RGB pixels that the thermal camera saw in the latest `fuse`, (H, W) bool; None: all."""
+        border = self._registration.border
+        return None if border is None else border.seen
+
     def fuse(self, thermal: np.ndarray | None, visible: np.ndarray | None) -> np.ndarray:
         """The fused (H, W, 3) uint8 BGR image, valid until the next call.
 
@@ -225,6 +240,7 @@ class Pipeline:
                 thermal = self._registration.warp(thermal, size, self._buffer("warp", size.shape))
                 border = self._registration.border
             self._pass_on_warning()
+        self._registered = thermal
         fused = self._buffer("fused", (*size.shape, 3))
         if thermal is None or visible is None:
             if setup.settings.dropout_policy == "pass":
