@@ -29,6 +29,7 @@ class Motion:
     """
 
     def __init__(self, before: np.ndarray, after: np.ndarray) -> None:
+        before, after = np.ascontiguousarray(before), np.ascontiguousarray(after)
         flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         back = flow.calc(after, before, None)  # from pixels of `after` to `before`
         forth = flow.calc(before, after, None)

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rgb", default="", metavar="TOPIC")
     add("--params", type=Path, metavar="FILE", help="the node's parameter file")
     add("--backend", help="engine for the networks; default: that of the parameters")
-    add("--processing-size", type=int, metavar="PX")
+    add("--processing-size", metavar="PX", help="a number, or auto, which is fixed here: see docs")
     add("--detector", metavar="ONNX", help="look for objects; 'default' is the one in ~/.cache")
     part = made.add_argument_group("part of the bag").add_argument
     part("--start", type=float, default=0.0, metavar="S", help="seconds to pass over")
@@ -115,7 +115,9 @@ def _request(a: argparse.Namespace) -> Request:
     detector = a.detector if a.detector not in (None, "default") else None
     changes = {
         "backend": a.backend,
-        "processing_size": a.processing_size,
+        "processing_size": int(size)
+        if (size := a.processing_size or "").isdigit()
+        else size or None,
         "detector": detector,
     }
     settings, given = read_settings(a.params, changes)

@@ -331,6 +331,7 @@ class _Evaluation:
                 "total_ms": round(total, 3),
                 "fps": round(1000 / total, 2) if total else 0.0,
                 "engine": each.pipeline.network.fuser.engine.description,
+                "processing_size": each.pipeline.network.fuser.processing_size,
             }
         first = methods[0]
         size = first.pipeline.rgb_size

@@ -13,6 +13,7 @@ import jinja2
 
 from fusion_ros.commands.bag import charts
 from fusion_ros.commands.bag.samples import RULES, SOURCES, Sample
+from fusion_ros.commands.bag.verdict import size_that_holds
 
 __all__ = ["overview", "render", "settings_file"]
 
@@ -66,7 +67,7 @@ def settings_file(report: dict[str, Any]) -> str:
     # A model is named by its path; the report names it by the path's stem.
     paths = {Path(m).stem: m for m in report["request"]["methods"] if m.endswith(".onnx")}
     values["method"] = paths.get(values["method"], values["method"])
-    size = _size_that_holds(report)
+    size = size_that_holds(report)
     if size and "processing_size" not in values:
         values["processing_size"] = size
     lines = [
@@ -81,16 +82,6 @@ def settings_file(report: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _size_that_holds(report: dict[str, Any]) -> int:
-    """The largest processing size that keeps up with the slower camera; 0 for full size."""
-    slower = report["streams"][report["pairs"]["slower"]]["rate_hz"]
-    fps = report["speed"]["methods"].get(report["verdict"]["best"], {}).get("fps", 0.0)
-    if not fps or fps >= 0.95 * slower:
-        return 0
-    fits = [s for s in report["speed"]["sizes"] if s["processing_size"] and s["fps"] >= slower]
-    return fits[0]["processing_size"] if fits else 0
 
 
 def render(report: dict[str, Any], samples: Sequence[Sample]) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Problem", "best_method", "problems", "verdict_of"]
+__all__ = ["Problem", "best_method", "problems", "size_that_holds", "verdict_of"]
 
 _FEW_PAIRS = 0.95
 _FAR_PX = 2.0
@@ -77,27 +77,33 @@ def _method_sentence(report: dict[str, Any]) -> str:
 def _settings_sentence(report: dict[str, Any]) -> str:
     found = report["streams"]["recommended"]
     share = report["pairs"]["share"]
-    speed = report["speed"]["methods"].get(best_method(report), {})
     wanted = report["streams"][report["pairs"]["slower"]]["rate_hz"]
     text = (
         f"Set tolerance to {found['tolerance']:g} s and thermal_time_offset to "
         f"{found['thermal_time_offset']:g} s, which pairs {100 * share['recommended']:.1f} % of "
         f"the slower camera's images (the defaults: {100 * share['default']:.1f} %)"
     )
-    fps = speed.get("fps", 0.0)
-    if fps and fps < 0.95 * wanted:
-        here = f"this machine holds {fps:.1f} of {wanted:.1f} frames a second at full size"
-        sizes = report["speed"]["sizes"]
-        enough = [s for s in sizes if s["fps"] >= wanted and s["processing_size"]]
-        if enough:
-            size = enough[0]
-            text += (
-                f", and processing_size to {size['processing_size']}, since {here} and "
-                f"{size['fps']:.0f} then"
-            )
-        else:
-            text += f"; {here}"
-    return text + "."
+    sizes = report["speed"]["sizes"]
+    if not sizes:
+        return text + "."
+    full, size = sizes[0], size_that_holds(report)
+    here = f"this machine holds {full['fps']:.1f} frames a second at full size"
+    if full["fps"] >= wanted:
+        return f"{text}; {here}, enough for the {wanted:.1f} of the slower camera."
+    if size:
+        fps = next(each["fps"] for each in sizes if each["processing_size"] == size)
+        return (
+            f"{text}, and processing_size to {size}: {here}, {fps:.1f} then, and the slower "
+            f"camera gives {wanted:.1f}."
+        )
+    return f"{text}; {here}, while the slower camera gives {wanted:.1f}."
+
+
+def size_that_holds(report: dict[str, Any]) -> int:
+    """The largest processing size that keeps up with the slower camera; 0: full size, or none."""
+    wanted = report["streams"][report["pairs"]["slower"]]["rate_hz"]
+    fits = [each for each in report["speed"]["sizes"] if each["fps"] >= wanted]
+    return fits[0]["processing_size"] if fits else 0
 
 
 def _mend_sentence(found: list[Problem]) -> str:
