@@ -108,7 +108,7 @@ class Fuser:
 
         thermal: (H, W) uint8, warm is bright; visible_bgr: (H, W, 3) uint8, the same H and W.
         Raises ValueError for other shapes and dtypes, EngineError if the network fails or its
-        output is no image (NaN, infinite or far from [0, 1]).
+        output is NaN, infinite or far from [0, 1].
         """
         start = perf_counter()
         _check_pair(thermal, visible_bgr)
