@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fusion_ros.frame.detector import default_detector_path
+from fusion_ros.frame.detector import own_detector_path
 
 SIZE = 640  # input height and width in pixels
 
@@ -54,7 +54,7 @@ def export(model: str, output: Path) -> Path:
 def main() -> int | str:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="yolov8n.pt")
-    parser.add_argument("output", nargs="?", type=Path, default=default_detector_path())
+    parser.add_argument("output", nargs="?", type=Path, default=own_detector_path())
     arguments = parser.parse_args()
     # ultralytics shall install nothing by itself: the extra `detector` has all that it needs.
     os.environ.setdefault("YOLO_AUTOINSTALL", "0")

@@ -84,7 +84,7 @@ def exact_hypergradient(
     task_loss: Callable[[Parameters], Tensor],
     eta: float,
 ) -> Tensor:
-    """The same by differentiating through the step of training; for tests, since it needs memory."""
+    """The same by differentiating through the step of training; for tests: it needs memory."""
     weights = weights.detach().clone().requires_grad_()
     leaves = moved(parameters, {name: torch.zeros_like(p) for name, p in parameters.items()}, 0.0)
     step = torch.autograd.grad(

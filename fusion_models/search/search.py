@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""The search (CAF, Algorithm 1): task network, fusion network and weights, one step each in turn."""
+"""The search (CAF, Algorithm 1): a step each of task network, fusion network and weights."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """The terms of a fusion loss, unweighted and independent of the method, and their weighted sum.
 
-`PAPER` are the fifteen of CAF's Figure 1, lambda_a to lambda_o, in its order; `FIXED` the two masked
-MSE terms, which have no lambda there and weigh 0.5 in the released code; `OWN` the terms that this
-project adds. All images are `[B, 1, H, W]` in [0, 1].
+`PAPER` are the fifteen of CAF's Figure 1, lambda_a to lambda_o, in its order; `FIXED` the two
+masked MSE terms, which have no lambda there and weigh 0.5 in the released code; `OWN` the terms
+that this project adds. All images are `[B, 1, H, W]` in [0, 1].
 """
 
 from __future__ import annotations
@@ -295,8 +295,8 @@ class SearchedObjective(nn.Module):
             ValueError,
         ) as error:
             raise ValueError(
-                f"loss={path}: {error!r}; expected a YAML with 'weights' by term, as search_loss.py "
-                "writes it"
+                f"loss={path}: {error!r}; expected a YAML with 'weights' by term, as "
+                "search_loss.py writes it"
             ) from error
         return cls(weights, **settings)
 

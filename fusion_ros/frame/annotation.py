@@ -24,7 +24,8 @@ def draw(bgr: np.ndarray, detections: Sequence[Detection]) -> np.ndarray:
         left, top = round(detection.x), round(detection.y)
         corner = (round(detection.x + detection.width), round(detection.y + detection.height))
         cv2.rectangle(image, (left, top), corner, colour, line, cv2.LINE_AA)
-        label = f"{detection.class_name} {detection.score:.2f}"
+        number = f" {detection.track_id}" if detection.track_id else ""
+        label = f"{detection.class_name}{number} {detection.score:.2f}"
         (text_width, text_height), baseline = cv2.getTextSize(label, font, size, 1)
         # Above the box, or inside it at the top of the image; never beyond the right edge.
         left = max(0, min(left, width - text_width - 4))

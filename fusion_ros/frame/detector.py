@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from fusion_models.contract import reference_image
+from fusion_models.detection import SHIPPED
 from fusion_ros.frame.coco import COCO_NAMES
 from fusion_ros.frame.detector_layouts import Boxes, find_layout
 from fusion_ros.frame.detector_metadata import DetectorMetadata
@@ -21,7 +22,7 @@ from fusion_ros.inference import DeviceArray, Engine, EngineError, Form, as_floa
 from fusion_ros.inference.cache import default_cache_dir
 from fusion_ros.size import Size
 
-__all__ = ["Detection", "Detector", "default_detector_path"]
+__all__ = ["Detection", "Detector", "default_detector_path", "own_detector_path"]
 
 FREE_SIZE = 640
 """Input height and width, in pixels, of a model that leaves them free and names no size."""
@@ -33,7 +34,10 @@ _SIDES = (8, 8192)
 
 @dataclass(frozen=True)
 class Detection:
-    """One object: x, y is the box's top-left corner; all four in pixels of the image given."""
+    """One object: x, y is the box's top-left corner; all four in pixels of the image given.
+
+    track_id: the object's number over several images, from 1 on; 0 if it is not tracked.
+    """
 
     class_name: str
     class_id: int
@@ -42,6 +46,7 @@ class Detection:
     y: float
     width: float
     height: float
+    track_id: int = 0
 
 
 class Detector:
@@ -259,7 +264,16 @@ class Detector:
 
 
 def default_detector_path() -> Path:
-    """Return the path of the detector that is used unless another is named (`make detector`)."""
+    """Return the path of the detector that is used unless another is named.
+
+    It is the user's own, where `make detector` has put one, else the one that ships.
+    """
+    own = own_detector_path()
+    return SHIPPED if SHIPPED.is_file() and not own.is_file() else own
+
+
+def own_detector_path() -> Path:
+    """Return the path at which `make detector` puts a detector of the user's choice."""
     return default_cache_dir() / "detector.onnx"
 
 

@@ -16,13 +16,14 @@ import cv2
 import numpy as np
 
 from fusion_ros.frame.calibration import Calibration, rotation_between
-from fusion_ros.frame.detector import Detection, Detector, default_detector_path
+from fusion_ros.frame.detector import Detection, Detector, default_detector_path, own_detector_path
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pace import START_ON_CPU
 from fusion_ros.frame.registration import Registration
 from fusion_ros.frame.settings import AUTO, Settings
 from fusion_ros.frame.thermal import GainControl
+from fusion_ros.frame.tracking import Tracker
 from fusion_ros.inference import DeviceArray, EngineError, load_engine
 from fusion_ros.inference.models import model_path
 from fusion_ros.size import Size
@@ -97,7 +98,7 @@ def load_detector(settings: Settings, size: Size | None, log: Callable[[str], No
         engine = load_engine(path, settings.backend, threads=settings.threads, log=log)
     except EngineError as error:
         raise EngineError(
-            f"{error}. `make detector` puts a YOLO at {default_detector_path()}; any other is "
+            f"{error}. `make detector` puts a YOLO at {own_detector_path()}; any other is "
             "named by the parameter detector"
         ) from None
     detector = Detector(
@@ -152,6 +153,7 @@ class Pipeline:
         self._closed = False
         self._running: _Setup | None = None
         self._gain = GainControl()
+        self._tracker = Tracker()
         self._registration = Registration()
         self._registered_for: tuple | None = None
         self._rgb_size: Size | None = None
@@ -262,10 +264,12 @@ class Pipeline:
             self._on_device = None
         return fused
 
-    def detect(self, fused: np.ndarray, latest: bool = True) -> list[Detection]:
-        """Objects in a fused image, strongest first.
+    def detect(
+        self, fused: np.ndarray, latest: bool = True, seconds: float = 0.0
+    ) -> list[Detection]:
+        """Objects in a fused image, strongest first; tracked ones with their number.
 
-        latest: it is the image of the latest `fuse`, which may still be in GPU memory. Another
+        seconds: time of the image, for tracking. latest: it is the image of the latest `fuse`, which may still be in GPU memory. Another
         thread than that of `fuse` gives a copy and False.
         Raises EngineError if the network fails.
         """
@@ -277,6 +281,9 @@ class Pipeline:
                 found = setup.detector.detect(fused, self._on_device if latest else None)
             if setup.detector.dropped:
                 self.monitor.count("boxes_dropped", setup.detector.dropped)
+            if setup.settings.track:
+                with self.monitor.timed("track"):
+                    found = self._tracker.update(found, seconds, setup.settings.confidence)
             return found
 
     def close(self) -> None:

@@ -154,7 +154,9 @@ class Settings:
     )
     detect: bool = parameter(True, "detect objects in the fused image", dynamic=True)
     detector: str = parameter(
-        "", "path of the detector's ONNX file; empty: ~/.cache/fusion_ros/detector.onnx"
+        "",
+        "path of the detector's ONNX file; empty: ~/.cache/fusion_ros/detector.onnx if it is "
+        "there, else the one that ships",
     )
     detector_size: int = parameter(
         0,
@@ -190,6 +192,11 @@ class Settings:
     )
     classes: tuple[str, ...] = parameter(
         (), "names of the classes to report; empty: all", dynamic=True, kind="texts"
+    )
+    track: bool = parameter(
+        False,
+        "follow objects from image to image: `id` of a box is its object's number",
+        dynamic=True,
     )
     tolerance: float = parameter(
         0.03, "maximum time between the two images of a pair, s", (0, 10), dynamic=True

@@ -125,7 +125,7 @@ class Frames:
                 self._search_and_publish(fused, header, latest=True)
 
     def _search_and_publish(self, fused: np.ndarray, header: Any, latest: bool = False) -> None:
-        found = self._detect(fused, latest)
+        found = self._detect(fused, latest, header)
         self._monitor.count("detections", len(found))
         if self._outputs.active:
             self._publish_boxes(fused, found, header)
@@ -136,10 +136,11 @@ class Frames:
             if self._outputs.wanted(ANNOTATED):
                 self._outputs.image(ANNOTATED, draw(fused, found), header)
 
-    def _detect(self, fused: np.ndarray, latest: bool) -> list[Detection]:
+    def _detect(self, fused: np.ndarray, latest: bool, header: Any) -> list[Detection]:
         self._monitor.count("searched")
         try:
-            return self._pipeline.detect(fused, latest)
+            seconds = 1e-9 * Time.from_msg(header.stamp).nanoseconds
+            return self._pipeline.detect(fused, latest, seconds)
         except Exception as error:  # a user's model may raise any exception; the frame is published
             self._monitor.fault("detector_failed", f"a frame has no boxes: {describe(error)}")
             return []

@@ -20,6 +20,8 @@ __all__ = ["camera_info", "detection_array", "diagnostic_array"]
 def detection_array(detections: Sequence[Detection], header: Header) -> Any:
     """Return a vision_msgs/Detection2DArray: class names as ids, boxes by centre and size in px.
 
+    `id` of a box is the number of its object where objects are tracked, else empty.
+
     Raises ImportError where vision_msgs is not installed.
     """
     from vision_msgs.msg import (
@@ -37,7 +39,9 @@ def detection_array(detections: Sequence[Detection], header: Header) -> Any:
         hypothesis = ObjectHypothesisWithPose()
         hypothesis.hypothesis.class_id = one.class_name
         hypothesis.hypothesis.score = one.score
-        array.detections.append(Detection2D(header=header, results=[hypothesis], bbox=box))
+        found = Detection2D(header=header, results=[hypothesis], bbox=box)
+        found.id = str(one.track_id) if one.track_id else ""
+        array.detections.append(found)
     return array
 
 

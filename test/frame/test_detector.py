@@ -12,7 +12,12 @@ from support import write_detector_onnx, write_fusion_onnx
 
 from fusion_ros.frame.annotation import draw
 from fusion_ros.frame.coco import COCO_NAMES
-from fusion_ros.frame.detector import Detection, Detector, default_detector_path
+from fusion_ros.frame.detector import (
+    Detection,
+    Detector,
+    default_detector_path,
+    own_detector_path,
+)
 from fusion_ros.inference import EngineError, load_engine
 
 BOXES = [
@@ -141,9 +146,16 @@ def test_drawing_marks_the_boxes_on_a_copy():
     assert (draw(image, []) == image).all()
 
 
-def test_default_weights_lie_in_the_users_cache(monkeypatch, tmp_path):
+def test_the_users_own_detector_comes_before_the_one_that_ships(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_detector_path() == tmp_path / ".cache/fusion_ros/detector.onnx"
+    own, shipped = tmp_path / ".cache/fusion_ros/detector.onnx", tmp_path / "shipped.onnx"
+    monkeypatch.setattr("fusion_ros.frame.detector.SHIPPED", shipped)
+    assert default_detector_path() == own_detector_path() == own
+    shipped.touch()
+    assert default_detector_path() == shipped
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert default_detector_path() == own
 
 
 def test_coco_has_eighty_names():

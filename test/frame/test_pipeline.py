@@ -326,7 +326,23 @@ def test_detections_follow_the_detector_and_its_settings(average, tmp_path):
         assert pipeline.detect(pipeline.fuse(thermal, visible)) == []
 
 
+def test_objects_are_numbered_where_they_are_tracked(average, tmp_path):
+    path = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
+    parameters = average.replace(detector=str(path), track=True)
+    pipeline = make(parameters)
+    pipeline.change(detector=load_detector(parameters, None, say_nothing))
+    thermal, visible = pair(64, 64)
+    for number, expected in enumerate((0, 1, 1)):
+        found = pipeline.detect(pipeline.fuse(thermal, visible), seconds=number / 30)
+        assert [one.track_id for one in found] == [expected]
+    assert "track" in pipeline.monitor.snapshot().stage_ms
+    pipeline.change(settings=average.replace(detector=str(path)))
+    found = pipeline.detect(pipeline.fuse(thermal, visible), seconds=0.2)
+    assert [one.track_id for one in found] == [0]
+
+
 def test_a_missing_detector_says_how_to_get_one(average, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("fusion_ros.frame.detector.SHIPPED", tmp_path / "none.onnx")
     with pytest.raises(EngineError, match="make detector"):
         load_detector(average, None, say_nothing)

@@ -551,8 +551,27 @@ def test_boxes_are_published_in_rgb_pixels_and_only_for_subscribers(bench, tmp_p
     assert one.rig.set(confidence=0.5) == ""
 
 
+def test_tracked_boxes_carry_the_number_of_their_object(bench, tmp_path):
+    pytest.importorskip("vision_msgs.msg")
+    model = write_detector_onnx(tmp_path / "yolo.onnx", [(1, 0.9, (16, 16, 48, 32))])
+    one = bench(detector=str(model), detect=True, track=True, detect_every=1)
+    one.rig.observer.listen_for_boxes()
+    assert one.rig.wait(lambda: one.node.configured.outputs.wanted("detections"))
+
+    def ids() -> list[str]:
+        stamp = Time.from_msg(one.fuse().header.stamp).nanoseconds
+        assert one.rig.wait(lambda: stamp in one.rig.observer.boxes)
+        return [box.id for box in one.rig.observer.boxes[stamp]]
+
+    assert ids() == [""]  # one image alone is no track
+    assert ids() == ids() == ["1"]
+    assert one.rig.set(track=False) == ""
+    assert ids() == [""]
+
+
 def test_a_node_without_a_detector_says_so_once_and_fuses(bench, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("fusion_ros.frame.detector.SHIPPED", tmp_path / "none.onnx")
     one = bench(detect=True)
     one.fuse()
     assert one.counted("detector_missing")
@@ -569,6 +588,7 @@ def test_a_node_without_a_detector_says_so_once_and_fuses(bench, monkeypatch, tm
 
 def test_a_detector_that_appears_is_loaded_when_it_is_asked_for_again(bench, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("fusion_ros.frame.detector.SHIPPED", tmp_path / "none.onnx")
     one = bench(detect=True)
     assert one.counted("detector_missing")
     folder = tmp_path / ".cache/fusion_ros"
