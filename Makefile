@@ -39,7 +39,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 KEY := $(shell { cat setup.py constraints.txt constraints-oldest.txt; pwd; } | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test lint test-oldest with-oldest detector clean
+.PHONY: help demo test lint test-oldest with-oldest detector gpu-check clean
 .NOTPARALLEL:
 
 help:
@@ -50,6 +50,7 @@ help:
 	@echo 'make test-oldest  the tests without ROS and PyTorch, on the oldest Python, numpy, OpenCV'
 	@echo '                and onnxruntime; needs Python 3.10, PYTHON_OLDEST=<path> names one'
 	@echo 'make detector   puts a YOLO at ~/.cache/fusion_ros/; DETECTOR_MODEL=<name or .pt>'
+	@echo 'make gpu-check  what runs on this machine with an NVIDIA GPU, within 10 minutes'
 	@echo 'make clean      removes what builds, tests and demos left, not the environment $(VENV)'
 
 demo: $(VENV)/.demo-$(KEY)
@@ -76,8 +77,11 @@ with-oldest: $(VENV)/.test-$(KEY)
 detector: $(VENV)/.train-$(KEY)
 	@$(PY) training/export_detector.py '$(DETECTOR_MODEL)'
 
+gpu-check: $(VENV)/.test-$(KEY)
+	@$(PY) -m fusion_ros gpu_check --output gpu_check_output
+
 clean:
-	rm -rf build install log dist demo_output benchmark_output *.egg-info .pytest_cache .ruff_cache
+	rm -rf build install log dist demo_output benchmark_output gpu_check_output *.egg-info .pytest_cache .ruff_cache
 	find fusion_ros fusion_models training test launch -name __pycache__ -exec rm -rf {} +
 
 # --- Environments -----------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def gpu(monkeypatch):
     device = MadeUpGpu()
     monkeypatch.setattr(cuda, "driver", lambda: device)
     monkeypatch.setattr(cuda, "runtime", lambda: device)
+    monkeypatch.setattr(cuda, "driver_major", lambda: 12)
     monkeypatch.setattr(cuda, "device_name", lambda: "Made-up GPU")
     monkeypatch.setattr(cuda, "compute_capability", lambda: "8.7")
     monkeypatch.setattr(tensorrt, "import_library", lambda: device.library)

@@ -55,6 +55,9 @@ COMMANDS = {
     "doctor": Command(
         "fusion_ros.commands.doctor", "check what this machine has, and how to mend what is wrong"
     ),
+    "gpu_check": Command(
+        "fusion_ros.commands.gpu_check", "measure what runs on this machine's GPU, and report it"
+    ),
     "fuse_node": Command("fusion_ros.node.main", "run the fusion node", node=True),
     "camera_node": Command(
         "fusion_ros.cameras.camera_node", "run a simulated camera or one from files", node=True

@@ -184,6 +184,13 @@ class Selection(Engine):
         feeds = self.check(feeds)
         return run_once(path if path.is_file() else self._onnx, feeds, self._threads)
 
+    def profile(self, repeats: int) -> dict[str, float]:
+        """Durations of a frame's parts in ms by name, where TensorRT runs; else EngineError."""
+        profile = getattr(self._running, "profile", None)
+        if profile is None:
+            raise EngineError(f"{self.description} does not tell the durations of its parts")
+        return profile(repeats)
+
     def on_device(self, output: str) -> DeviceArray | None:
         return self._running.on_device(output)
 

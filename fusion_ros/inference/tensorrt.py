@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import functools
 import re
+import statistics
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 from types import ModuleType
 
 import numpy as np
@@ -334,6 +335,12 @@ class TensorRTEngine(Engine):
     def on_device(self, output: str) -> DeviceArray | None:
         return self._latest and self._latest.on_device(output)
 
+    def profile(self, repeats: int) -> dict[str, float]:
+        """Median durations of the latest frame's parts, see `Program.profile`."""
+        if self._latest is None:
+            raise EngineError("nothing to profile: run the network once before")
+        return self._latest.profile(repeats)
+
     def close(self) -> None:
         self._programs.clear()
         self._latest = None
@@ -488,6 +495,39 @@ class Program:
         """Return the place of an output of the latest run, valid until the next."""
         host = self.outputs.hosts[output]
         return DeviceArray(self.outputs.devices[output], host.shape, host.dtype)
+
+    def profile(self, repeats: int) -> dict[str, float]:
+        """Median durations of a frame's parts, each waited for, in ms.
+
+        `graph_ms` and `no_graph_ms`: upload, network and download with and without the CUDA graph;
+        the former is left out where the network cannot be captured.
+        """
+        stream = self._stream
+
+        def run_context() -> None:
+            if not self._context.execute_async_v3(int(stream.handle)):
+                raise self._library.fail("could not run the network")
+
+        def whole(repeat: Callable[[], None]) -> None:
+            self.inputs.upload(stream.handle)
+            repeat()
+
+        parts = {
+            "upload_ms": lambda: self.inputs.upload(stream.handle),
+            "network_ms": run_context,
+            "download_ms": lambda: self.outputs.download(stream.handle),
+            "no_graph_ms": lambda: whole(self._enqueue),
+        }
+        if self._captured:
+            parts["graph_ms"] = lambda: whole(stream.replay)
+        durations: dict[str, list[float]] = {name: [] for name in parts}
+        for _ in range(repeats):
+            for name, work in parts.items():
+                start = perf_counter()
+                work()
+                stream.synchronize()
+                durations[name].append(1e3 * (perf_counter() - start))
+        return {name: statistics.median(ms) for name, ms in durations.items()}
 
     def _create_context(self, kernels: Path | None):
         """Return an execution context, and TensorRT-RTX's runtime config and kernels, or None."""
