@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fuzz_models import load
+from fuzz.fuzz_models import load
 
 CORPUS = sorted(Path(__file__).with_name("corpus").joinpath("models").iterdir())
 
