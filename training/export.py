@@ -19,6 +19,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from fusion_models import WEIGHTS_DIR, create_model, model_card
+from fusion_models.checksums import KEY, checksums
 from fusion_models.deploy.export import ExportInfo, export_fp16, export_onnx
 from fusion_models.registry import count_parameters
 from fusion_models.settings import merge_settings
@@ -76,6 +77,7 @@ def main(arguments: list[str]) -> int:
         "parameters": count_parameters(model),
         "training": training,
         "metrics": metrics,
+        KEY: checksums((path, half, parameters)),
     }
     (output / f"{card.name}.json").write_text(json.dumps(summary, indent=2) + "\n")
     for file in (path, half):

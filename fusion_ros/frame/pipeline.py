@@ -25,7 +25,7 @@ from fusion_ros.frame.settings import AUTO, Settings
 from fusion_ros.frame.thermal import GainControl
 from fusion_ros.frame.tracking import Tracker
 from fusion_ros.inference import DeviceArray, EngineError, load_engine
-from fusion_ros.inference.models import model_path
+from fusion_ros.inference.models import check_shipped, model_path
 from fusion_ros.size import Size
 
 __all__ = ["Network", "Pipeline", "load_detector", "load_network"]
@@ -69,6 +69,7 @@ def load_network(
     one on a processor, to start with.
     Raises EngineError or ValueError saying what is missing and what to do.
     """
+    check_shipped(settings.method)
     engine = load_engine(
         # The float16 file is in the same folder, and the engine chooses between them.
         model_path(settings.method),

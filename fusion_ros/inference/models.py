@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fusion_models import WEIGHTS_DIR
+from fusion_models.checksums import check_weights
 
 
 def list_methods() -> list[str]:
@@ -32,6 +33,15 @@ def model_path(method_or_path: str | Path, precision: str = "fp32") -> Path:
         if not path.is_file():
             raise ValueError(f"'{text}' has no fp16 model ({path} is missing): choose fp32")
     return path
+
+
+def check_shipped(method: str) -> None:
+    """Raise ValueError if the ONNX files of a shipped method are not those that were shipped.
+
+    A model that is given by its path is not checked.
+    """
+    if not method.endswith(".onnx"):
+        check_weights(WEIGHTS_DIR / f"{method}.json", ".onnx")
 
 
 def _choices() -> str:

@@ -212,7 +212,11 @@ def _session(
     if provider == "CUDAExecutionProvider" and _VERSION >= (1, 18):  # older ones lack the setting
         settings["use_tf32"] = "0"
     try:
-        session = ort.InferenceSession(str(onnx), options, [provider], [settings])
+        # Only CUDA may fall back: a damaged model would be read twice, with a note on the terminal.
+        fallback = int(provider != "CPUExecutionProvider")
+        session = ort.InferenceSession(
+            str(onnx), options, [provider], [settings], enable_fallback=fallback
+        )
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise EngineError(_explain(onnx, str(error))) from error
     if session.get_providers()[0] != provider:
