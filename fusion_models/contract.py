@@ -14,6 +14,8 @@ IR, VI, FUSED = "ir", "vi", "fused"
 THERMAL_IMAGE, VISIBLE_IMAGE, FUSED_IMAGE = "thermal_image", "visible_image", "fused_image"
 """Inputs and output of its form that converts camera images itself, all uint8: `[1, 1, H, W]`,
 `[1, H, W, 3]` BGR and `[1, H, W, 3]` BGR."""
+FUSED_MEAN = "fused_mean"
+"""Its second output, float32 with one element: mean of `fused`, which shows NaN and infinity."""
 
 MULTIPLE = 8
 """Height and width of the inputs are multiples of this."""

@@ -12,6 +12,7 @@ import numpy as np
 from fusion_models.contract import (
     FUSED,
     FUSED_IMAGE,
+    FUSED_MEAN,
     IR,
     MULTIPLE,
     SMALLEST,
@@ -134,7 +135,7 @@ class Fuser:
             raise ValueError(f"ir and vi must have one size (H, W), got {ir.shape}, {vi.shape}")
         self._allocate(Size.of(ir), False)
         self._load(ir, vi, 1)
-        return self._at_full_size(self._infer(FUSED)[0, 0][self._inside]).copy()
+        return self._at_full_size(self._infer()[FUSED][0, 0][self._inside]).copy()
 
     def form(self, size: Size) -> Form | None:
         """Return the form of the network that takes camera images of `size`.
@@ -161,7 +162,9 @@ class Fuser:
         np.copyto(self._feeds[THERMAL_IMAGE][0, 0], thermal)
         np.copyto(self._feeds[VISIBLE_IMAGE][0], visible)
         prepared = perf_counter()
-        fused = self._infer(FUSED_IMAGE)
+        results = self._infer()
+        fused = results[FUSED_IMAGE]
+        check_mean(float(results[FUSED_MEAN].mean()))
         inferred = perf_counter()
         np.copyto(out, fused[0])
         self._time(start, prepared, inferred, inferred)
@@ -173,7 +176,7 @@ class Fuser:
         cv2.extractChannel(self._ycrcb, 0, dst=self._luma)
         self._load(thermal, self._luma, 1 / 255)
         prepared = perf_counter()
-        fused = self._infer(FUSED)[0, 0][self._inside]
+        fused = self._infer()[FUSED][0, 0][self._inside]
         check_mean(cv2.mean(fused)[0])
         inferred = perf_counter()
         fused = self._at_full_size(fused)
@@ -238,9 +241,9 @@ class Fuser:
                 # From a part of the buffer into the whole of it, which OpenCV allows.
                 cv2.copyMakeBorder(inside, 0, bottom, 0, right, cv2.BORDER_REFLECT_101, dst=padded)
 
-    def _infer(self, output: str) -> np.ndarray:
+    def _infer(self) -> dict[str, np.ndarray]:
         try:
-            return self.engine.run(self._feeds)[output]
+            return self.engine.run(self._feeds)
         except EngineError:
             self._allocated = None  # another engine may run the next frame, in another form
             raise

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fusion_models.contract import FUSED, FUSED_IMAGE, IR, THERMAL_IMAGE, VI, VISIBLE_IMAGE
+from fusion_models.contract import (
+    FUSED,
+    FUSED_IMAGE,
+    FUSED_MEAN,
+    IR,
+    THERMAL_IMAGE,
+    VI,
+    VISIBLE_IMAGE,
+)
 from fusion_ros.inference import EngineError
 from fusion_ros.size import Size
 
@@ -33,8 +41,9 @@ def fuse_images(model: ModelProto, size: Size, padded: Size) -> ModelProto:
     """Make a fusion model (`ir`, `vi` -> `fused`) one of camera images of one size.
 
     The result takes `thermal_image` [1, 1, H, W] and `visible_image` [1, H, W, 3] BGR and gives
-    `fused_image` [1, H, W, 3] BGR, all uint8. It computes what `Fuser` computes around the float
-    model on the CPU, but rounds only once, at the end. With Y, Cb, Cr of BT.601, keeping Cb and Cr
+    `fused_image` [1, H, W, 3] BGR, all uint8, and the mean of the fused luminance. It computes what
+    `Fuser` computes around the float model on the CPU, but rounds only once, at the end. With
+    Y, Cb, Cr of BT.601, keeping Cb and Cr
     while Y changes by d gives (B + d, G + d, R + d): the change of Y is added to all three.
 
     size: of the images; padded: of the network's inputs, filled by reflection.
@@ -60,6 +69,9 @@ def fuse_images(model: ModelProto, size: Size, padded: Size) -> ModelProto:
     clipped = graph.add("Clip", levels, *ends)
     interleaved = graph.add("Transpose", clipped, perm=(0, 2, 3, 1))
     graph.give(FUSED_IMAGE, interleaved, (1, *size.shape, 3))
+    # Bytes cannot show NaN. Without axes and with its dimensions kept it is valid in each opset.
+    graph.add("ReduceMean", inside, output=FUSED_MEAN)
+    graph.give_float(FUSED_MEAN, (1, 1, 1, 1))
     return graph.finish()
 
 
@@ -127,6 +139,11 @@ class _Graph:
         """Add the output `name` of uint8 with the values of `source`, which lie in [0, 255]."""
         self.add("Cast", source, output=name, to=self._onnx.TensorProto.UINT8)
         self._graph.output.append(self._tensor(name, shape))
+
+    def give_float(self, name: str, shape: tuple[int, ...]) -> None:
+        """Make the float32 tensor `name` an output."""
+        kind = self._onnx.TensorProto.FLOAT
+        self._graph.output.append(self._onnx.helper.make_tensor_value_info(name, kind, shape))
 
     def insert_network(self) -> None:
         """Insert the network's nodes: nodes added before feed it, nodes added later read it."""

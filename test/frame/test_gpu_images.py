@@ -52,7 +52,7 @@ def test_a_pair_is_uploaded_once_and_the_fused_image_downloaded_once(gpu, fuser,
         assert gpu.copied == {UP: 1, DOWN: 1}
         # Arrays begin at multiples of 256 bytes.
         assert gpu.bytes[UP] < thermal.nbytes + visible.nbytes + 512
-        assert gpu.bytes[DOWN] < visible.nbytes + 256
+        assert gpu.bytes[DOWN] < visible.nbytes + 512  # the image and its mean
 
 
 def test_a_new_size_gets_a_network_of_its_own_and_the_old_one_is_freed(gpu, fuser, average):
@@ -248,3 +248,25 @@ def test_the_cpu_converts_for_a_network_on_the_cpu(average):
     fuser = Fuser(load_engine(average, "onnxruntime_cpu"))
     fuser.warmup((64, 48))
     assert not fuser.converts_on_gpu
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e6])
+def test_what_is_no_image_costs_the_frame_on_the_gpu_too(cuda_provider, tmp_path, value):
+    onnx = pytest.importorskip("onnx")
+    from onnx import helper, numpy_helper
+
+    # Wild where the RGB image is black, which it is not in the trial run.
+    path = write_fusion_onnx(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(value), "wild"))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.001), "black"))
+    model.graph.node[-1].output[0] = "sound"
+    model.graph.node.append(helper.make_node("ReduceMax", ["vi"], ["most"]))
+    model.graph.node.append(helper.make_node("Less", ["most", "black"], ["dark"]))
+    model.graph.node.append(helper.make_node("Where", ["dark", "wild", "sound"], ["fused"]))
+    onnx.save(model, path)
+    fuser = Fuser(load_engine(path, "onnxruntime"))
+    thermal, visible = pair()
+    assert fuser.fuse(thermal, visible).any() and fuser.converts_on_gpu
+    with pytest.raises(EngineError, match="the mean of the network's output is"):
+        fuser.fuse(thermal, np.zeros_like(visible))
