@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Fault", "Monitor", "Percentiles", "Snapshot", "percentiles"]
 
@@ -18,7 +18,7 @@ _SAMPLES = 1000
 
 @dataclass(frozen=True)
 class Percentiles:
-    """The values, in ms, that 50, 95 and 99 % of the samples do not exceed."""
+    """The values that 50, 95 and 99 % of the samples do not exceed."""
 
     p50: float
     p95: float
@@ -45,6 +45,8 @@ class Snapshot:
         stage_ms: mean duration of each stage.
         counters: number of occurrences of each event, faults included.
         faults: one for each counter of faults, the latest first.
+        samples: percentiles of what `sample` got, by name, in its unit.
+        last_fused_s: time since the latest fused frame, s; None before the first.
     """
 
     fps: float
@@ -53,6 +55,8 @@ class Snapshot:
     stage_ms: dict[str, float]
     counters: dict[str, int]
     faults: tuple[Fault, ...]
+    samples: dict[str, Percentiles] = field(default_factory=dict)
+    last_fused_s: float | None = None
 
 
 class Monitor:
@@ -79,6 +83,7 @@ class Monitor:
         self._counters: Counter[str] = Counter()
         self._latency_ms: deque[float] = deque(maxlen=_SAMPLES)
         self._stage_ms: dict[str, deque[float]] = {}
+        self._samples: dict[str, deque[float]] = {}
         self._fused_at: deque[float] = deque()
         self._first_fused: float | None = None
         self._faults: dict[str, tuple[str, float]] = {}
@@ -89,21 +94,30 @@ class Monitor:
         with self._lock:
             self._counters[name] += n
 
-    def fused(self, latency_ms: float) -> None:
-        """Record a published frame and its latency, from header stamp to publishing, in ms."""
+    def fused(self, latency_ms: float | None) -> None:
+        """Record a published frame and its latency, from header stamp to publishing, in ms.
+
+        None: the latency is unknown, as of images whose stamps are of another clock.
+        """
         with self._lock:
             now = self._clock()
             if self._first_fused is None:
                 self._first_fused = now
             self._fused_at.append(now)
             self._forget(now)
-            self._latency_ms.append(latency_ms)
+            if latency_ms is not None:
+                self._latency_ms.append(latency_ms)
             self._counters["fused"] += 1
 
     def stage(self, name: str, ms: float) -> None:
         """Record the duration of one stage of one frame, in ms."""
         with self._lock:
             self._stage_ms.setdefault(name, deque(maxlen=_SAMPLES)).append(ms)
+
+    def sample(self, name: str, value: float) -> None:
+        """Record a value whose percentiles are of interest."""
+        with self._lock:
+            self._samples.setdefault(name, deque(maxlen=_SAMPLES)).append(value)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -149,6 +163,8 @@ class Monitor:
                 {name: sum(ms) / len(ms) for name, ms in self._stage_ms.items()},
                 dict(self._counters),
                 tuple(sorted(faults, key=lambda fault: fault.age_s)),
+                {name: percentiles(values) for name, values in self._samples.items()},
+                None if latest is None else now - latest,
             )
 
     def _forget(self, now: float) -> None:

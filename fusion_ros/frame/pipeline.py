@@ -28,7 +28,7 @@ from fusion_ros.inference import DeviceArray, EngineError, load_engine
 from fusion_ros.inference.models import check_shipped, model_path
 from fusion_ros.size import Size
 
-__all__ = ["Network", "Pipeline", "load_detector", "load_network"]
+__all__ = ["Network", "Pipeline", "RegistrationState", "load_detector", "load_network"]
 
 _SAME = 0.1
 """Thermal pixels by which a calibration may change, as with autofocus, before maps are renewed."""
@@ -129,6 +129,22 @@ class _Setup:
     rgb_camera: Calibration | None = None
 
 
+@dataclass(frozen=True)
+class RegistrationState:
+    """How the latest images were registered.
+
+    source: `homography`, `camera_info`, or why there is none.
+    problems: what is wrong with it, for as long as it is used.
+    coverage: share of the RGB pixels that the thermal camera sees, 0 to 1.
+    """
+
+    source: str = "nothing yet"
+    problems: tuple[str, ...] = ()
+    thermal_size: Size | None = None
+    rgb_size: Size | None = None
+    coverage: float = 1.0
+
+
 class Pipeline:
     """Processes one pair of images after the other: one thread calls `fuse`.
 
@@ -157,6 +173,8 @@ class Pipeline:
         self._tracker = Tracker()
         self._registration = Registration()
         self._registered_for: tuple | None = None
+        self._unusable: str | None = None
+        self.registration_state = RegistrationState()
         self._rgb_size: Size | None = None
         self._buffers: dict[str, np.ndarray] = {}
         self._on_device: DeviceArray | None = None
@@ -236,14 +254,16 @@ class Pipeline:
         size = self._rgb_size or Size.of(thermal)
         border = None
         if thermal is not None:
+            thermal_size = Size.of(thermal)
             with self.monitor.timed("gain"):
                 thermal = self._gain.apply(thermal, self._buffer("gain", thermal.shape))
             with self.monitor.timed("register"):
-                self._register(setup, Size.of(thermal), size)
+                self._register(setup, thermal_size, size)
                 thermal = self._registration.warp(thermal, size, self._buffer("warp", size.shape))
                 border = self._registration.border
             self._pass_on_warning()
         self._registered = thermal
+            self._note_registration(setup, thermal_size, size)
         fused = self._buffer("fused", (*size.shape, 3))
         if thermal is None or visible is None:
             if setup.settings.dropout_policy == "pass":
@@ -336,6 +356,7 @@ class Pipeline:
         if key == self._registered_for:
             return
         before, self._registered_for = self._registered_for, key
+        self._unusable = None
         if len(key) == 1:
             self._registration = Registration(settings.homography or None)
             return
@@ -347,11 +368,38 @@ class Pipeline:
             )
         except ValueError as error:
             self._registration = Registration()
-            self.monitor.fault("calibration", f"the cameras' calibration cannot be used: {error}")
+            self._unusable = f"the cameras' calibration cannot be used: {error}"
+            self.monitor.fault("calibration", self._unusable)
             return
         same_sizes = before is not None and before[2:4] == key[2:4]
         if not (same_sizes and _agree(self._registration, registration, thermal_size, size)):
             self._registration = registration
+
+    def _note_registration(self, setup: _Setup, thermal_size: Size, size: Size) -> None:
+        """Keep what the diagnostics tell of the registration."""
+        registration = self._registration
+        uncalibrated = [
+            name
+            for name, camera in (("thermal", setup.thermal_camera), ("rgb", setup.rgb_camera))
+            if camera is None
+        ]
+        problems = [text for text in (self._unusable, registration.problem) if text]
+        if setup.settings.homography:
+            source = "homography"
+        elif not uncalibrated:
+            source = "none, as if aligned" if self._unusable else "camera_info"
+        else:
+            source = "none, as if aligned"
+            if len(uncalibrated) == 1:
+                problems.append(
+                    f"only one camera is calibrated, so its camera_info is not used: the "
+                    f"{uncalibrated[0]} camera sends none, or one without K and P"
+                )
+        state = RegistrationState(
+            source, tuple(problems), thermal_size, size, registration.coverage
+        )
+        if state != self.registration_state:
+            self.registration_state = state
 
     def _pass_on_warning(self) -> None:
         if self._registration.warning:

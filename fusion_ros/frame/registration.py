@@ -99,6 +99,7 @@ class _Warp:
     maps: tuple[np.ndarray, np.ndarray] | None = None
     border: SoftBorder | None = None
     coverage: float = 1.0
+    problem: str | None = None
 
 
 class Registration:
@@ -186,6 +187,11 @@ class Registration:
         return self._latest.border
 
     @property
+    def problem(self) -> str | None:
+        """What is wrong with the latest warp; unlike `warning` for as long as it is used."""
+        return self._latest.problem
+
+    @property
     def coverage(self) -> float:
         """Share of the RGB pixels that the thermal camera saw in the latest warp, 0 to 1."""
         return self._latest.coverage
@@ -207,12 +213,13 @@ class Registration:
             return self._warp_to(x, y, thermal_size, size)
         if self.homography is None:
             if thermal_size != size:
-                self._warn(
+                problem = self._warn(
                     "sizes",
                     f"thermal images are {thermal_size} and RGB images {size}, but "
                     "no homography is given: the thermal image is only resized, which is right "
                     "for aligned cameras alone; set a homography or calibrate both cameras",
                 )
+                return _Warp(problem=problem)
             return _Warp()
         if thermal_size == size and np.allclose(
             self.homography, self.homography[2, 2] * np.eye(3), rtol=0, atol=1e-9
@@ -226,16 +233,16 @@ class Registration:
         width, height = thermal_size
         with np.errstate(invalid="ignore"):
             seen = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-        coverage = float(seen.mean())
+        coverage, problem = float(seen.mean()), None
         if coverage < _FEW_PIXELS:
-            self._warn(
+            problem = self._warn(
                 "coverage",
                 f"the registration puts the {thermal_size} thermal image onto "
                 f"{coverage:.1%} of the {size} RGB image: expected it to map thermal "
                 "pixels to RGB pixels; is it the inverse, or for other image sizes?",
             )
         border = None if seen.all() else SoftBorder(seen)
-        return _Warp(_maps(x, y, thermal_size), border, coverage)
+        return _Warp(_maps(x, y, thermal_size), border, coverage, problem)
 
     def _lens_coordinates(self, thermal_size: Size, size: Size) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates x and y in the thermal image of each RGB pixel, each (H, W) float64."""
@@ -279,10 +286,12 @@ class Registration:
         w[w <= 0] = np.nan
         return u / w, v / w
 
-    def _warn(self, cause: str, text: str) -> None:
+    def _warn(self, cause: str, text: str) -> str:
+        """Set `warning` the first time, and return the text."""
         if cause not in self._warned_of:
             self._warned_of.add(cause)
             self.warning = text
+        return text
 
 
 def _interpolation(length: int, nodes: int) -> np.ndarray:

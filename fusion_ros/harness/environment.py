@@ -29,6 +29,8 @@ def set_environment() -> None:
     environ = os.environ
     environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    # As in the node's own process: readers that stop do not hold a publisher.
+    environ.setdefault("RMW_FASTRTPS_PUBLICATION_MODE", "ASYNCHRONOUS")
     profile, memory = profile_path(), Path("/dev/shm")
     if profile and memory.is_dir() and shutil.disk_usage(memory).free > _SHARED_MEMORY_BYTES:
         environ.setdefault(PROFILE_VARIABLE, str(profile))

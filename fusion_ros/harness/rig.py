@@ -49,8 +49,8 @@ T = TypeVar("T")
 _PATIENCE_S = 60.0
 """Time limit of waits, s: so long that only a fault reaches it, not a busy machine."""
 _SETTLE_NS = 200_000_000
-"""Longest time that an image takes to the node, ns: the node is idle only by later reports."""
-_LEFT = ("in_progress", "searching", "thermal_waiting", "rgb_waiting")
+"""An image may be on its way for so long: the node is idle by reports from later on."""
+_LEFT = ("in_progress", "pending", "thermal_waiting", "rgb_waiting")
 
 
 @contextmanager
@@ -262,7 +262,7 @@ class Rig:
         """
 
         def idle(report: Report) -> bool:
-            left = ("in_progress", "searching") if unpaired else _LEFT
+            left = ("in_progress", "pending") if unpaired else _LEFT
             return not any(map(report.count, left))
 
         return self._report_of(idle, time.time_ns() + _SETTLE_NS, seconds)

@@ -3,22 +3,30 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rclpy.parameter import Parameter
 
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pace import Pace
-from fusion_ros.frame.pairing import Pair, Pairer
+from fusion_ros.frame.pairing import Pair, Pairer, PairingCounts
 from fusion_ros.frame.pipeline import Network, Pipeline, load_network
 from fusion_ros.frame.settings import AUTO
 from fusion_ros.node.camera import Camera
-from fusion_ros.node.diagnostics import Diagnostics
+from fusion_ros.node.diagnostics import Diagnostics, Work
 from fusion_ros.node.frames import Frames, Job
+from fusion_ros.node.graph import Graph
 from fusion_ros.node.guard import describe
 from fusion_ros.node.loader import Loader
-from fusion_ros.node.outputs import Outputs
+from fusion_ros.node.outputs import (
+    ANNOTATED,
+    DETECTIONS,
+    FUSED,
+    FUSED_INFO,
+    Outputs,
+)
 from fusion_ros.node.parameters import Parameters
 from fusion_ros.node.ready import Ready
 from fusion_ros.node.worker import Worker
@@ -35,8 +43,8 @@ _PAUSE_S = 0.5
 class Configured:
     """The parts that turn pairs of images into messages, and the parameters they work by.
 
-    All methods belong to the executor's thread. `Frames` runs in the worker's thread, `Loader` in
-    its own.
+    All methods belong to the executor's thread, but for `counts` and `work`. `Frames` runs in the
+    worker's thread, `Outputs` publishes in its own, `Loader` loads in its own.
 
     Raises EngineError or ValueError if the networks cannot be loaded; nothing is left behind.
     """
@@ -48,6 +56,9 @@ class Configured:
         self._said_method = ""
         self.monitor = Monitor(node.get_logger().warning)
         self.cameras = (Camera("thermal"), Camera("rgb"))
+        self.graph = Graph(node)
+        self._refuse_shared_topics()
+        self._pairing = threading.Lock()
         self.pairer = Pairer(
             round(parameters.tolerance * 1e9),
             parameters.queue_size,
@@ -71,7 +82,8 @@ class Configured:
         )
         try:
             self.loader.load_first_detector(parameters)
-            self.outputs = Outputs(node)
+            self.outputs = Outputs(node, self._unpublished, self._publishing_failed)
+            self.outputs.jpeg_quality = parameters.jpeg_quality
         except Exception:
             self.loader.stop(0.0)
             self.pipeline.close()
@@ -84,31 +96,30 @@ class Configured:
             self._search_failed,
             self.cameras,
             node.count_publishers_of,
-            lambda: node.get_clock().now().nanoseconds,
+            self.graph.now_ns,
         )
-        # The worker runs on after a deactivation: its frame may be building an engine for minutes.
-        # It frees the networks itself, since only its thread can tell when that frame is done.
+        self.frames.arrival_stamps = parameters.stamp_source == "arrival"
+        self.frames.sim_time = self.graph.sim_time
+        # The worker outlives a deactivation, since the frame in hand may be building an engine.
+        # It frees the networks itself: nobody else knows when that frame is done.
         self.worker: Worker[Job] = Worker(
             self.frames.process, "fusion", self._frame_failed, self.pipeline.close
         )
         self.diagnostics = Diagnostics(
-            node.get_fully_qualified_name().lstrip("/"),
-            self.monitor,
-            self.pairer,
-            self.pipeline,
-            self.cameras,
-            node.resolve_topic_name,
-            node.count_publishers_of,
+            self.monitor, self.pipeline, self.cameras, self.graph, self.counts, self.work
         )
 
     def use(self, parameters: Parameters) -> None:
         """Work by other parameters from the next frame on; networks follow once loaded."""
         self.parameters = parameters
-        self.pairer.tolerance_ns = round(parameters.tolerance * 1e9)
-        self.pairer.reuse_slower = parameters.reuse_slower
-        offset_ns = round(parameters.thermal_time_offset * 1e9)
-        if offset_ns != self.pairer.thermal_offset_ns:
-            self.pairer.thermal_offset_ns = offset_ns
+        with self._pairing:
+            self.pairer.tolerance_ns = round(parameters.tolerance * 1e9)
+            self.pairer.reuse_slower = parameters.reuse_slower
+            offset_ns = round(parameters.thermal_time_offset * 1e9)
+            if offset_ns != self.pairer.thermal_offset_ns:
+                self.pairer.thermal_offset_ns = offset_ns
+        self.frames.arrival_stamps = parameters.stamp_source == "arrival"
+        self.outputs.jpeg_quality = parameters.jpeg_quality
         self.pipeline.change(settings=parameters)
         self.pace.least = parameters.min_processing_size
         self.pace.target_rate = parameters.target_rate
@@ -136,17 +147,33 @@ class Configured:
             self.monitor.count("displaced")
             self.pace.lost()
 
-    def submit_pairs(self, pairs: list[Pair]) -> None:
-        for pair in pairs:
-            self.pace.pair(pair.visible.stamp_ns)
-            self.submit(Job(pair.thermal.item, pair.visible.item))
+    def pair(self, camera: Camera, stamp_ns: int, image: Any) -> None:
+        """Hand on the pairs that an image of a camera completes."""
+        add = self.pairer.add_thermal if camera.name == "thermal" else self.pairer.add_visible
+        with self._pairing:
+            self._submit_pairs(add(stamp_ns, image))
 
-    def report(self) -> None:
-        """Publish the diagnostics."""
-        statuses = self.diagnostics.statuses(
-            self.worker.pending, self.loader.detector_problem, self._pace_values()
+    def flush(self) -> None:
+        """Do without the partners of the images that wait for some."""
+        with self._pairing:
+            self._submit_pairs(self.pairer.flush())
+
+    def counts(self) -> PairingCounts:
+        """The counters of the pairing; from any thread."""
+        with self._pairing:
+            return self.pairer.counts
+
+    def work(self) -> Work:
+        """What is under way; from any thread."""
+        waiting, publishing = self.worker.pending, self.outputs.pending_images
+        return Work(
+            max(0, waiting - self.frames.decided) + publishing,
+            waiting + self.outputs.pending + self.frames.search.pending,
+            self.worker.busy_s,
+            self.outputs.busy_s,
+            self.loader.detector_problem,
+            self._pace_values(),
         )
-        self.outputs.diagnostics(statuses)
 
     def _pace_values(self) -> dict[str, object]:
         """What diagnostics show of the pace: sizes, rates and what limits them."""
@@ -162,10 +189,13 @@ class Configured:
         }
 
     def pause(self) -> None:
-        """Drop waiting images, and wait up to `_PAUSE_S` for the frame in progress."""
-        dropped = self.worker.clear() + len(self.pairer.flush())
+        """Drop waiting images; the frame in hand gets a moment to finish."""
+        self.diagnostics.pause()
+        with self._pairing:
+            dropped = self.worker.clear() + len(self.pairer.flush())
         self.monitor.count("displaced", dropped)
-        self.worker.wait(_PAUSE_S)
+        if self.worker.wait(_PAUSE_S):
+            self.outputs.wait(_PAUSE_S)
         self.frames.search.pause(_PAUSE_S)
 
     def close(self, timeout: float) -> bool:
@@ -195,6 +225,37 @@ class Configured:
         self.pace.use(network.fuser.processing_size)
         engine = network.fuser.engine.description
         self._node.get_logger().info(f"fusing by {network} on {engine}")
+
+    def _submit_pairs(self, pairs: list[Pair]) -> None:
+        for pair in pairs:
+            self.pace.pair(pair.visible.stamp_ns)
+            apart_ns = pair.thermal.stamp_ns - pair.visible.stamp_ns
+            apart_ns += self.pairer.thermal_offset_ns
+            self.monitor.sample("pair_distance_ms", 1e-6 * abs(apart_ns))
+            self.submit(Job(pair.thermal.item, pair.visible.item))
+
+    def _unpublished(self, topic: str) -> None:
+        """A newer message took the place of one that waited to be published."""
+        self.monitor.count("unpublished")
+        if topic == FUSED:
+            self.monitor.count("displaced")
+
+    def _publishing_failed(self, error: Exception) -> None:
+        if not self._closed and self._node.context.ok():
+            self.monitor.fault("publishing_failed", f"publishing failed: {describe(error)}")
+
+    def _refuse_shared_topics(self) -> None:
+        """Raise ValueError where remapping gives two topics one name."""
+        topics: dict[str, str] = {}
+        inputs = [topic for one in self.cameras for topic in (one.image_topic, one.info_topic)]
+        for topic in (*inputs, FUSED, FUSED_INFO, ANNOTATED, DETECTIONS):
+            full = self.graph.resolve(topic)
+            if full in topics:
+                raise ValueError(
+                    f"the topics {topics[full]} and {topic} are both remapped to {full}: expected "
+                    "a name for each"
+                )
+            topics[full] = topic
 
     def _frame_failed(self, error: Exception) -> None:
         # After `close` the publishers are destroyed, so errors are expected and not reported.

@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from rclpy.time import Time
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
-from fusion_ros.frame import images
+from fusion_ros.frame import compressed, images
 from fusion_ros.frame.annotation import draw
 from fusion_ros.frame.detector import Detection
 from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pace import Pace
 from fusion_ros.frame.pipeline import Pipeline
 from fusion_ros.frame.settings import AUTO
+from fusion_ros.node.advice import far_apart
 from fusion_ros.node.camera import Camera
 from fusion_ros.node.guard import describe
-from fusion_ros.node.outputs import ANNOTATED, DETECTIONS, FUSED, Outputs
+from fusion_ros.node.outputs import ANNOTATED, DETECTIONS, FUSED, NotActiveError, Outputs
 from fusion_ros.node.search import Search
 
-__all__ = ["Frames", "Job"]
+__all__ = ["Frames", "Job", "stamp_ns"]
 
 _CALIBRATION_S = 0.2
 """How long the first frame waits for camera_info, at most, s."""
@@ -36,8 +36,8 @@ _ODD_LATENCY_MS = 10_000.0
 class Job:
     """Images to fuse; one of them is None while its camera is silent."""
 
-    thermal: Image | None
-    rgb: Image | None
+    thermal: Image | CompressedImage | None
+    rgb: Image | CompressedImage | None
     queued: float = field(default_factory=time.perf_counter)
 
 
@@ -51,7 +51,14 @@ class Frames:
         pace: gets the times of each frame.
         search_failed: called with an exception of the search beside fusion.
         count_publishers: number of publishers of a topic that is named relative to the node.
-        now_ns: the node's clock.
+        now_ns: the node's clock; 0 while it waits for /clock.
+
+    Attributes:
+        await_calibration: the next frame waits for camera_info.
+        arrival_stamps: images are paired by their arrival, whatever their headers say.
+        sim_time: the node's clock is that of /clock.
+        decided: the frame in hand is counted, or handed to the publishers; what follows are its
+            boxes.
     """
 
     def __init__(
@@ -66,6 +73,9 @@ class Frames:
         now_ns: Callable[[], int],
     ) -> None:
         self.await_calibration = False
+        self.arrival_stamps = False
+        self.sim_time = False
+        self.decided = False
         self._pipeline = pipeline
         self._monitor = monitor
         self._outputs = outputs
@@ -80,39 +90,62 @@ class Frames:
         self._to_visible = images.Converter(images.visible_bgr)
 
     def process(self, job: Job) -> None:
-        """Fuse the job's images and publish what has subscribers."""
+        """Fuse the job's images and publish what has subscribers.
+
+        Raises an exception for images that cannot be fused. One after the fused image was handed
+        over costs the frame its boxes only.
+        """
+        try:
+            start = time.perf_counter()
+            header, fused = self._fuse(job)
+            if fused is not None:
+                self.decided = True
+                searching = time.perf_counter()
+                self._search(fused, header)
+                self._note_pace(job, start, searching)
+        except Exception as error:
+            if not self.decided:
+                raise
+            self._monitor.fault("detector_failed", f"a frame has no boxes: {describe(error)}")
+        finally:
+            self.decided = False
+
+    def _fuse(self, job: Job) -> tuple[Any, np.ndarray | None]:
+        """Fuse the job's images and hand the result over; None if nobody is to have it."""
         monitor, pipeline, outputs = self._monitor, self._pipeline, self._outputs
-        start = time.perf_counter()
         monitor.stage("queue", 1e3 * (time.perf_counter() - job.queued))
         if self.await_calibration:
             self.await_calibration = False
             self._await_calibration()
         with monitor.timed("convert"):
-            thermal = None if job.thermal is None else self._to_thermal(job.thermal)
-            visible = None if job.rgb is None else self._to_visible(job.rgb)
+            thermal, visible = self._read_thermal(job.thermal), self._read_visible(job.rgb)
         fused = pipeline.fuse(thermal, visible)
+        header = (job.thermal if job.rgb is None else job.rgb).header
         if not outputs.active:
             monitor.count("displaced")  # the node was deactivated meanwhile
-            return
-        header = (job.thermal if job.rgb is None else job.rgb).header
-        with monitor.timed("publish"):
-            outputs.image(FUSED, fused, header)
-            outputs.info(self._rgb.info, header)
-        searching = time.perf_counter()
-        self._search(fused, header)
-        end = time.perf_counter()
-        self._note_latency(header)
-        if job.thermal is not None and job.rgb is not None:
-            network = pipeline.running
-            self._pace.images(max(pipeline.rgb_size))
-            self._pace.frame(
-                network.fuser.processing_size, end - start, network.last_infer_s, end - searching
+            return header, None
+        handed_over = time.perf_counter()
+        with monitor.timed("fill"):
+            outputs.image(
+                FUSED, fused, header, lambda error: self._published(job, header, handed_over, error)
             )
+        outputs.info(self._rgb.info, header)
+        return header, fused
+
+    def _read_thermal(self, msg: Image | CompressedImage | None) -> np.ndarray | None:
+        if isinstance(msg, CompressedImage):
+            return compressed.thermal_array(msg)
+        return None if msg is None else self._to_thermal(msg)
+
+    def _read_visible(self, msg: Image | CompressedImage | None) -> np.ndarray | None:
+        if isinstance(msg, CompressedImage):
+            return compressed.visible_bgr(msg)
+        return None if msg is None else self._to_visible(msg)
 
     def _search(self, fused: np.ndarray, header: Any) -> None:
         """Find objects in this frame or have it done, if its boxes have subscribers and are due."""
         pipeline = self._pipeline
-        if not self._outputs.wanted(DETECTIONS, ANNOTATED):
+        if not (self._outputs.wanted(DETECTIONS) or self._outputs.wanted_image(ANNOTATED)):
             return
         if not pipeline.detects:
             self._publish_boxes(fused, [], header)
@@ -133,7 +166,7 @@ class Frames:
     def _publish_boxes(self, fused: np.ndarray, found: list[Detection], header: Any) -> None:
         with self._monitor.timed("publish_boxes"):
             self._outputs.detections(found, header)
-            if self._outputs.wanted(ANNOTATED):
+            if self._outputs.wanted_image(ANNOTATED):
                 self._outputs.image(ANNOTATED, draw(fused, found), header)
 
     def _detect(self, fused: np.ndarray, latest: bool, header: Any) -> list[Detection]:
@@ -145,6 +178,16 @@ class Frames:
             self._monitor.fault("detector_failed", f"a frame has no boxes: {describe(error)}")
             return []
 
+    def _note_pace(self, job: Job, start: float, searching: float) -> None:
+        """Tell the pace how long this frame took."""
+        end = time.perf_counter()
+        if job.thermal is not None and job.rgb is not None:
+            network = self._pipeline.running
+            self._pace.images(max(self._pipeline.rgb_size))
+            self._pace.frame(
+                network.fuser.processing_size, end - start, network.last_infer_s, end - searching
+            )
+
     def _await_calibration(self) -> None:
         """Wait shortly for the camera_info of both cameras, if it has publishers."""
         end = time.monotonic() + _CALIBRATION_S
@@ -152,12 +195,32 @@ class Frames:
             if self._count_publishers(camera.info_topic):
                 camera.has_info.wait(max(0.0, end - time.monotonic()))
 
-    def _note_latency(self, header: Any) -> None:
-        latency_ms = 1e-6 * (self._now_ns() - Time.from_msg(header.stamp).nanoseconds)
-        self._monitor.fused(latency_ms)
-        if abs(latency_ms) > _ODD_LATENCY_MS:
-            self._monitor.fault(
-                "odd_stamps",
-                f"images are stamped {1e-3 * latency_ms:.1f} s before this node's time, so the "
-                "latency is not usable: synchronise the clocks, or set use_sim_time for a bag",
-            )
+    def _published(
+        self, job: Job, header: Any, handed_over: float, error: Exception | None
+    ) -> None:
+        """Count a frame whose image was published or could not be; in the publishing thread."""
+        if isinstance(error, NotActiveError):
+            self._monitor.count("displaced")
+        elif error is not None:
+            self._monitor.count("rejected")
+        else:
+            self._monitor.stage("publish", 1e3 * (time.perf_counter() - handed_over))
+            self._monitor.fused(self._latency_ms(job, header))
+
+    def _latency_ms(self, job: Job, header: Any) -> float | None:
+        """Time from the stamp, or from the arrival if that is what counts; None if unknown."""
+        if self.arrival_stamps:
+            return 1e3 * (time.perf_counter() - job.queued)
+        now_ns = self._now_ns()
+        if self.sim_time and not now_ns:
+            return None  # no /clock, which the diagnostics tell
+        latency_ms = 1e-6 * (now_ns - stamp_ns(header))
+        if abs(latency_ms) <= _ODD_LATENCY_MS:
+            return latency_ms
+        self._monitor.fault("odd_stamps", far_apart(latency_ms, self.sim_time))
+        return None
+
+
+def stamp_ns(header: Any) -> int:
+    """Stamp of a header, ns; negative for a time before 1970."""
+    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

@@ -3,7 +3,8 @@
 
 `Configured` holds what exists from configuration to cleanup, `Active` what exists while the node
 is active. Callbacks only look at an image and pair it; one worker thread takes the newest pair
-through the pipeline and publishes (`Frames`).
+through the pipeline (`Frames`), another one publishes (`Outputs`), and a third one reports on all
+of them (`Reporter`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from fusion_ros.missing import remedy
 from fusion_ros.node import parameters as node_parameters
 from fusion_ros.node.active import Active
 from fusion_ros.node.configured import Configured
+from fusion_ros.node.diagnostics import Status, without_network
 from fusion_ros.node.guard import GuardedNode, describe
 from fusion_ros.node.parameters import Parameters
+from fusion_ros.node.reporter import Reporter
 
 __all__ = ["FuseNode"]
 
@@ -44,6 +47,9 @@ class FuseNode(GuardedNode):
     Attributes:
         configured: what exists once the node is configured, else None.
         active: what exists once the node is active, else None.
+        stuck: a frame has taken longer than `stuck_timeout`.
+        on_stuck: called once, in the diagnostics' thread, when that ends the process by the
+            parameter `exit_when_stuck`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -51,9 +57,15 @@ class FuseNode(GuardedNode):
         self.active: Active | None = None
         self._unfinished: list[Configured] = []
         self._logged: set[str] = set()
+        self._state = "unconfigured"
+        self._problem = ""
+        self.stuck = False
+        self.on_stuck: Callable[[], None] = lambda: None
         super().__init__("fuse_node", **kwargs)
         Parameters.declare(self)
         self._warn_of_unknown(lambda name: not name.startswith("qos_overrides."))
+        self.reporter = Reporter(self, self._statuses)
+        self.reporter.start()
 
     # --- For those who run it -------------------------------------------------------------------
 
@@ -88,6 +100,11 @@ class FuseNode(GuardedNode):
         self._unfinished = [one for one in self._unfinished if one.alive]
         return not self._unfinished
 
+    def destroy_node(self) -> None:
+        """End the diagnostics and destroy the node."""
+        self.reporter.stop()
+        super().destroy_node()
+
     # --- For its parts --------------------------------------------------------------------------
 
     @property
@@ -121,10 +138,12 @@ class FuseNode(GuardedNode):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the networks; without them the node stays unconfigured."""
+        self._enter("configuring: loading the networks")
         try:
             self.configured = Configured(self, Parameters.from_node(self))
         except Exception as error:
             return self._refuse("not configured", error)
+        self._enter("inactive")
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -136,6 +155,7 @@ class FuseNode(GuardedNode):
             super().on_deactivate(state)
             return self._refuse("not activated", error)
         self._warn_of_unknown(lambda name: name.startswith("qos_overrides."))
+        self.reporter.report_now()
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -145,21 +165,25 @@ class FuseNode(GuardedNode):
             active.close()
         except Exception as error:
             self.callback_failed("the transition 'deactivate'", error)
+        self.reporter.report_now()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the networks."""
         self._close_guarded("cleanup")
+        self._enter("unconfigured")
         return super().on_cleanup(state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything."""
         self._close_guarded("shutdown")
+        self._enter("shut down")
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything, and be unconfigured."""
         self._close_guarded("error")
+        self._enter("unconfigured")
         return super().on_error(state)
 
     def _refuse(self, what: str, error: Exception) -> TransitionCallbackReturn:
@@ -169,7 +193,33 @@ class FuseNode(GuardedNode):
             expected = isinstance(error, (EngineError, ValueError))
             text = str(error) if expected else describe(error)
         self.get_logger().error(f"{what}: {text}")
+        self._enter("unconfigured" if self.configured is None else "inactive", text)
         return _FAILURE
+
+    def _enter(self, state: str, problem: str = "") -> None:
+        """Note the state that the diagnostics tell; problem: why a transition was refused."""
+        self._state, self._problem = state, problem
+        self.reporter.report_now()
+
+    def _statuses(self) -> list[Status]:
+        """What the diagnostics tell; called in their thread."""
+        configured = self.configured
+        if configured is None:
+            return without_network(
+                self.get_fully_qualified_name().lstrip("/"), self._state, self._problem
+            )
+        self._note_stuck(configured)
+        return configured.diagnostics.statuses(configured.parameters)
+
+    def _note_stuck(self, configured: Configured) -> None:
+        parameters = configured.parameters
+        longest = max(configured.worker.busy_s, configured.outputs.busy_s)
+        was, self.stuck = self.stuck, longest > parameters.stuck_timeout
+        if self.stuck and not was:
+            end = "; the process ends" if parameters.exit_when_stuck else ""
+            configured.monitor.fault("stuck", f"a frame has not been done for {longest:.0f} s{end}")
+            if parameters.exit_when_stuck:
+                self.on_stuck()
 
     def _close_guarded(self, transition: str) -> None:
         # An exception would be swallowed by rclpy, and the node be left half way.

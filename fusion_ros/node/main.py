@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,14 +26,17 @@ _STOP_S = 2.0
 _FREE_S = 1.2
 """Of that, how long the node waits for the frame in progress, s."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ENDED = b"\0"
+_ENDED, _STUCK = b"\0", b"\xff"
+"""What the node's threads write to the pipe; other bytes are numbers of signals."""
+_STUCK_STATUS = 3
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM, and return the exit code.
 
-    0 after a signal; 1 if a library is missing or parameters or models cannot be used. With
-    `build_only`, 130 if a signal ends it before the networks are ready.
+    0 after a signal; 3 if a frame never ends and `exit_when_stuck` is set; 1 if a library is
+    missing or parameters or models cannot be used. With `build_only`, 130 if a signal ends it
+    before the networks are ready.
     """
     # Python's C code writes a signal's number to the pipe at once, in whichever thread the signal
     # arrives; waiting for a lock instead could miss it.
@@ -46,14 +50,18 @@ def main(args: list[str] | None = None) -> int:
         target=lambda: (process.run(), os.write(sender, _ENDED)), name="node", daemon=True
     )
     thread.start()
-    ended = os.read(events, 1) == _ENDED
-    # At exit Python restores the default of other handlers: a late signal would kill the process.
+    process.wake = lambda: os.write(sender, _STUCK)
+    event = os.read(events, 1)
+    ended = event == _ENDED
+    # Python restores the default of other handlers at its end, and a late signal would kill it.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     process.stopped.set()
     thread.join(_STOP_S)
     status = process.status
-    if not ended:
+    if event == _STUCK:
+        status = _STUCK_STATUS
+    elif not ended:
         status = 130 if process.building else 0
     if thread.is_alive() or not process.freed:
         # A normal exit would unload libraries that other threads still use.
@@ -71,6 +79,7 @@ class _Process:
         status: exit code, once the thread has ended.
         building: networks are made ready for `build_only`.
         freed: no thread of the node is left.
+        wake: called when the node is stuck and the process is to end.
     """
 
     def __init__(self, args: list[str] | None) -> None:
@@ -78,6 +87,7 @@ class _Process:
         self.status = 1
         self.building = False
         self.freed = True
+        self.wake: Callable[[], object] = lambda: None
         self._args = args
 
     def run(self) -> None:
@@ -103,6 +113,8 @@ class _Process:
             return 0
         try:
             # With rclpy's handlers, a signal would shut the context down under the threads.
+            # A writer that sends by itself is held by a reader that stops, and Python with it.
+            os.environ.setdefault("RMW_FASTRTPS_PUBLICATION_MODE", "ASYNCHRONOUS")
             rclpy.init(args=self._args, signal_handler_options=SignalHandlerOptions.NO)
         except Exception as error:  # arguments that rcl cannot parse
             return _complain(str(error))
@@ -111,6 +123,7 @@ class _Process:
         except (ParameterException, ValueError) as error:
             rclpy.try_shutdown()
             return _complain(str(error))
+        node.on_stuck = lambda: self.wake()
         try:
             arguments = sys.argv if self._args is None else self._args
             for warning in parameters.unread_files(arguments, node.get_fully_qualified_name()):

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import array
 import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage
 from std_msgs.msg import Header
 
 from fusion_ros.frame.detector import Detection
 from fusion_ros.node.diagnostics import Status
 
-__all__ = ["camera_info", "detection_array", "diagnostic_array"]
+__all__ = ["camera_info", "compressed_image", "detection_array", "diagnostic_array"]
 
 
 def detection_array(detections: Sequence[Detection], header: Header) -> Any:
@@ -50,6 +52,13 @@ def camera_info(info: CameraInfo, header: Header) -> CameraInfo:
     result = copy.copy(info)
     result.header = header
     return result
+
+
+def compressed_image(data: np.ndarray, form: str, header: Header) -> CompressedImage:
+    """Return a CompressedImage of (N,) uint8 data; form: its `format`."""
+    held = array.array("B")
+    held.frombytes(memoryview(data))
+    return CompressedImage(header=header, format=form, data=held)
 
 
 def diagnostic_array(statuses: Sequence[Status], stamp: Any) -> DiagnosticArray:

@@ -21,6 +21,8 @@ from fusion_ros.size import Size
 __all__ = ["QOS", "Parameters", "explain_unknown", "markdown_table", "typed", "unread_files"]
 
 QOS = ("reliable", "best_effort")
+TRANSPORTS = ("auto", "raw", "compressed")
+STAMP_SOURCES = ("header", "arrival")
 
 _USUAL_SIZE = Size(640, 480)
 _HEADER = "| parameter | default | values | meaning |"
@@ -50,6 +52,49 @@ class Parameters(Settings):
         "a camera without an image for longer than this counts as silent, s",
         (0.05, 3600),
         dynamic=True,
+    )
+    thermal_rate: float = parameter(
+        0.0,
+        "images a second that the thermal camera should send, below half of which is a warning; "
+        "0: what it was seen to send",
+        (0, 1000),
+        dynamic=True,
+    )
+    rgb_rate: float = parameter(0.0, "the same of the RGB camera", (0, 1000), dynamic=True)
+    input_transport: str = parameter(
+        "auto",
+        "images that are subscribed to: raw (sensor_msgs/Image), compressed "
+        "(sensor_msgs/CompressedImage, on the topic itself or on <topic>/compressed), or auto: "
+        "compressed where no raw ones are published",
+        choices=TRANSPORTS,
+    )
+    stamp_source: str = parameter(
+        "header",
+        "time by which images are paired: that of the header, or that of their arrival, for "
+        "cameras whose clocks do not agree",
+        choices=STAMP_SOURCES,
+        dynamic=True,
+    )
+    jpeg_quality: int = parameter(
+        95, "quality of the images on <topic>/compressed", (1, 100), dynamic=True
+    )
+    stuck_timeout: float = parameter(
+        30.0,
+        "a frame that takes longer than this, s, is reported as an error; building an engine for "
+        "a new size can take minutes",
+        (0.1, 3600),
+        dynamic=True,
+    )
+    exit_when_stuck: bool = parameter(
+        False,
+        "end the process with status 3 after stuck_timeout, so that the launch file's respawn or "
+        "a lifecycle manager starts it anew",
+        dynamic=True,
+    )
+    bond: bool = parameter(
+        True,
+        "keep up a bond with nav2's lifecycle manager while active, where the package bond is "
+        "installed",
     )
     qos: str = parameter(
         "reliable",

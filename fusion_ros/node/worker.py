@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""A thread that handles one item at a time; a newer waiting item replaces an older one."""
+"""A thread that handles one item at a time; a newer waiting item replaces one of its kind."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 __all__ = ["Worker"]
@@ -13,9 +14,10 @@ T = TypeVar("T")
 
 
 class Worker(Generic[T]):
-    """Calls `handle` with the latest item submitted, in a thread of its own.
+    """Calls `handle` with the latest items submitted, in a thread of its own.
 
-    One item can wait, so a slow handler works on recent items instead of falling behind.
+    One item of each kind can wait, so a slow handler works on recent items instead of falling
+    behind. Kinds take turns in the order in which their first item came.
 
     Args:
         handle: called with each item.
@@ -36,26 +38,39 @@ class Worker(Generic[T]):
         self._failed = failed
         self._at_end = at_end
         self._changed = threading.Condition()
-        self._waiting: T | None = None
-        self._busy = False
+        self._waiting: dict[Hashable, T] = {}
+        self._kind: Hashable = None
+        self._busy_since: float | None = None
         self._stopped = False
         # A daemon: a handler that hangs in a driver must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, item: T) -> bool:
-        """Hand over an item, not None; return whether a waiting item was displaced."""
+    def submit(self, item: T, kind: Hashable = None) -> bool:
+        """Hand over an item; return whether a waiting item of the same kind was displaced."""
         with self._changed:
-            displaced = self._waiting is not None
-            self._waiting = item
+            displaced = kind in self._waiting
+            self._waiting[kind] = item
             self._changed.notify_all()
             return displaced
 
     @property
     def pending(self) -> int:
-        """Number of items in progress: the one being handled and the waiting one."""
+        """Number of items in progress: the one in hand and the waiting ones."""
         with self._changed:
-            return self._busy + (self._waiting is not None)
+            return (self._busy_since is not None) + len(self._waiting)
+
+    def pending_of(self, kind: Hashable) -> int:
+        """Number of items of one kind in progress."""
+        with self._changed:
+            in_hand = self._busy_since is not None and self._kind == kind
+            return in_hand + (kind in self._waiting)
+
+    @property
+    def busy_s(self) -> float:
+        """How long the item in hand has been worked on, s; 0 if there is none."""
+        with self._changed:
+            return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
 
     @property
     def alive(self) -> bool:
@@ -65,18 +80,20 @@ class Worker(Generic[T]):
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until nothing is in progress; return whether that is so."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._busy and self._waiting is None, timeout)
+            return self._changed.wait_for(
+                lambda: self._busy_since is None and not self._waiting, timeout
+            )
 
-    def clear(self) -> bool:
-        """Drop the waiting item; return whether there was one."""
+    def clear(self) -> int:
+        """Drop the waiting items; return how many there were."""
         with self._changed:
-            dropped = self._waiting is not None
-            self._waiting = None
+            dropped = len(self._waiting)
+            self._waiting.clear()
             self._changed.notify_all()
             return dropped
 
-    def stop(self, timeout: float) -> bool:
-        """End the thread after the current item; return whether a waiting item was dropped.
+    def stop(self, timeout: float) -> int:
+        """End the thread after the item in hand; return how many waiting items were dropped.
 
         Waits up to `timeout` seconds. If that is not enough, `alive` is true and the
         thread ends later.
@@ -88,19 +105,21 @@ class Worker(Generic[T]):
         return dropped
 
     def _run(self) -> None:
-        while (item := self._next()) is not None:
-            self._call(self._handle, item)
+        while in_hand := self._next():
+            self._call(self._handle, *in_hand)
         self._call(self._at_end)
 
-    def _next(self) -> T | None:
+    def _next(self) -> tuple[T, ...]:
+        """Take the next item in hand and return it; nothing at the end."""
         with self._changed:
-            self._busy = False
+            self._busy_since = None
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._stopped or self._waiting is not None)
+            self._changed.wait_for(lambda: self._stopped or self._waiting)
             if self._stopped:
-                return None
-            item, self._waiting, self._busy = self._waiting, None, True
-            return item
+                return ()
+            self._kind = next(iter(self._waiting))
+            self._busy_since = time.monotonic()
+            return (self._waiting.pop(self._kind),)
 
     def _call(self, function: Callable[..., None], *args: T) -> None:
         try:

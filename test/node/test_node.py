@@ -175,14 +175,14 @@ def test_the_lifecycle_can_be_repeated_and_the_node_subscribes_only_while_active
 def test_images_unpaired_before_a_pause_are_not_reported_after_it(bench):
     node = bench(start=False).node
     assert node.start()
-    node.active.report()
+    node.reporter.report()
     for number in range(8):
         for camera, ahead in zip(node.configured.cameras, (0, SECOND // 2)):
             node.active.on_image(camera, message("mono8", (1 + number) * SECOND + ahead))
     assert node.trigger_deactivate() == SUCCESS
     assert node.trigger_activate() == SUCCESS
     for _ in range(2):
-        node.active.report()
+        node.reporter.report()
     assert "unpaired" not in node.configured.monitor.snapshot().counters
 
 
@@ -460,7 +460,7 @@ def test_the_qos_that_matches_a_best_effort_camera_is_named(bench):
     one = bench()
     qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
     one.rig.node.create_publisher(Image, "rgb/image_raw", qos)
-    assert one.counted("incompatible_qos")
+    assert one.counted("rgb_incompatible_qos")
     assert "qos:=best_effort" in one.text
 
 

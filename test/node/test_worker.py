@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Worker: one item at a time, and of the waiting items the newest."""
+"""Worker: one item at a time, and of the waiting items of a kind the newest."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_new_item_displaces_the_waiting_one(gate, worker):
     gate.go_on.set()
     assert worker.wait(PATIENCE_S)
     assert worker.pending == 0
-    assert worker.stop(PATIENCE_S) is False
+    assert worker.stop(PATIENCE_S) == 0
     assert gate.handled == [1, 4]
 
 
@@ -56,7 +56,7 @@ def test_clear_drops_the_waiting_item_and_keeps_the_current_one(gate, worker):
     worker.submit(1)
     assert gate.started.wait(PATIENCE_S)
     worker.submit(2)
-    assert (worker.clear(), worker.clear()) == (True, False)
+    assert (worker.clear(), worker.clear()) == (1, 0)
     assert worker.wait(0.001) is False
     gate.go_on.set()
     assert worker.wait(PATIENCE_S)
@@ -68,7 +68,7 @@ def test_stop_finishes_the_current_item_and_drops_the_waiting_one(gate, worker):
     assert gate.started.wait(PATIENCE_S)
     worker.submit(2)
     gate.go_on.set()
-    assert worker.stop(PATIENCE_S) in (True, False)  # the second may have begun
+    assert worker.stop(PATIENCE_S) in (0, 1)  # the second may have begun
     assert not worker.alive
     assert gate.handled[0] == 1
 
@@ -76,7 +76,7 @@ def test_stop_finishes_the_current_item_and_drops_the_waiting_one(gate, worker):
 def test_stop_returns_while_a_handler_hangs_and_the_end_follows_the_handler(gate, worker):
     worker.submit(1)
     assert gate.started.wait(PATIENCE_S)
-    assert worker.stop(timeout=0.01) is False
+    assert worker.stop(timeout=0.01) == 0
     assert worker.alive
     assert not gate.ended.is_set()
     gate.go_on.set()
@@ -101,3 +101,24 @@ def test_an_exception_at_the_end_is_reported(gate):
     worker = Worker(gate, "test", gate.failures.append, fail)
     worker.stop(PATIENCE_S)
     assert [str(error) for error in gate.failures] == ["no device"]
+
+
+def test_items_of_each_kind_wait_and_take_turns(gate, worker):
+    worker.submit(1, "image")
+    assert gate.started.wait(PATIENCE_S)
+    assert [worker.submit(*item) for item in ((2, "boxes"), (3, "image"))] == [False, False]
+    assert worker.submit(4, "boxes") is True
+    assert [worker.pending_of(kind) for kind in ("image", "boxes", "others")] == [2, 1, 0]
+    gate.go_on.set()
+    assert worker.wait(PATIENCE_S)
+    assert gate.handled == [1, 4, 3]
+
+
+def test_the_time_of_the_item_in_hand_is_known(gate, worker):
+    assert worker.busy_s == 0
+    worker.submit(1)
+    assert gate.started.wait(PATIENCE_S)
+    assert worker.busy_s > 0
+    gate.go_on.set()
+    assert worker.wait(PATIENCE_S)
+    assert worker.busy_s == 0
