@@ -13,8 +13,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
-from fusion_ros.node.active import SubscriptionEventCallbacks
 from fusion_ros.node.guard import GuardedNode, describe, spin
+from fusion_ros.node.inputs import SubscriptionEventCallbacks
 
 PATIENCE_S = 60
 

@@ -174,6 +174,7 @@ def test_the_lifecycle_can_be_repeated_and_the_node_subscribes_only_while_active
 
 def test_images_unpaired_before_a_pause_are_not_reported_after_it(bench):
     node = bench(start=False).node
+    node.reporter.stop()  # from now on the test says when
     assert node.start()
     node.reporter.report()
     for number in range(8):

@@ -214,6 +214,7 @@ def allocated(one: Bench) -> int:
             handed.header = Header(stamp=time_message(one.stamp(k)))
             node.active.on_image(camera, handed)
         assert node.configured.worker.wait(PATIENCE_S)
+        assert node.configured.outputs.wait(PATIENCE_S)
 
     one.rig.pause()
     for k in range(5):
