@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fusion_ros.frame.border import SoftBorder
 from fusion_ros.frame.calibration import Calibration, rotation_between
 from fusion_ros.frame.detector import Detection, Detector, default_detector_path, own_detector_path
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.frame.monitor import Monitor
+from fusion_ros.frame.no_data import EmptyBorder
 from fusion_ros.frame.pace import START_ON_CPU
 from fusion_ros.frame.registration import Registration
 from fusion_ros.frame.settings import AUTO, Settings
@@ -171,6 +173,8 @@ class Pipeline:
         self._running: _Setup | None = None
         self._gain = GainControl()
         self._tracker = Tracker()
+        self._empty = EmptyBorder()
+        self._border: tuple[tuple, SoftBorder] | None = None
         self._registration = Registration()
         self._registered_for: tuple | None = None
         self._unusable: str | None = None
@@ -254,16 +258,17 @@ class Pipeline:
         size = self._rgb_size or Size.of(thermal)
         border = None
         if thermal is not None:
-            thermal_size = Size.of(thermal)
+            thermal_size, calibration = Size.of(thermal), setup.thermal_camera
+            seen = self._empty.update(thermal, calibration is not None and calibration.rectified)
             with self.monitor.timed("gain"):
                 thermal = self._gain.apply(thermal, self._buffer("gain", thermal.shape))
             with self.monitor.timed("register"):
                 self._register(setup, thermal_size, size)
                 thermal = self._registration.warp(thermal, size, self._buffer("warp", size.shape))
-                border = self._registration.border
+                border = self._border_of(seen, size)
             self._pass_on_warning()
-        self._registered = thermal
             self._note_registration(setup, thermal_size, size)
+        self._registered = thermal
         fused = self._buffer("fused", (*size.shape, 3))
         if thermal is None or visible is None:
             if setup.settings.dropout_policy == "pass":
@@ -374,6 +379,19 @@ class Pipeline:
         same_sizes = before is not None and before[2:4] == key[2:4]
         if not (same_sizes and _agree(self._registration, registration, thermal_size, size)):
             self._registration = registration
+
+    def _border_of(self, seen: np.ndarray | None, size: Size) -> SoftBorder | None:
+        """The edge of the thermal camera's view, or of what it has data of."""
+        if seen is None:
+            return self._registration.border
+        parts = (seen, self._registration, self._registration.border, size)
+        if (
+            self._border is None
+            or any(a is not b for a, b in zip(self._border[0][:3], parts))
+            or (self._border[0][3] != size)
+        ):
+            self._border = (parts, self._registration.border_within(seen, size))
+        return self._border[1]
 
     def _note_registration(self, setup: _Setup, thermal_size: Size, size: Size) -> None:
         """Keep what the diagnostics tell of the registration."""

@@ -186,6 +186,21 @@ class Registration:
         """Edge of the thermal camera's view in the latest warp; None where it sees every pixel."""
         return self._latest.border
 
+    def border_within(self, seen: np.ndarray, size: Size) -> SoftBorder:
+        """`border` where the thermal image (H, W) has data only in `seen` (H, W) bool.
+
+        To be called after `warp`, whose `size` is the same. It takes as long as building a warp.
+        """
+        mask = seen.astype(np.uint8)
+        if self._latest.maps is not None:
+            mask = cv2.remap(mask, *self._latest.maps, cv2.INTER_NEAREST)
+        elif Size.of(mask) != size:
+            mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+        both = mask > 0
+        if self.border is not None:
+            both &= self.border.seen
+        return SoftBorder(both)
+
     @property
     def problem(self) -> str | None:
         """What is wrong with the latest warp; unlike `warning` for as long as it is used."""

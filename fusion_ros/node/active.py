@@ -13,6 +13,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from fusion_ros.frame import compressed, images
 from fusion_ros.frame.calibration import from_camera_info, is_rectified_topic
+from fusion_ros.frame.shutter import fingerprint
 from fusion_ros.node.bond import Bond
 from fusion_ros.node.camera import Camera
 from fusion_ros.node.configured import Configured
@@ -102,6 +103,8 @@ class Active:
             configured.monitor.fault(f"{camera.name}_unreadable", f"{camera.name} camera: {error}")
             return
         camera.use(stamp)
+        if camera.name == "thermal":
+            self._watch_shutter(msg)
         thermal, rgb = configured.cameras
         other = rgb if camera is thermal else thermal
         if other.silent and configured.parameters.dropout_policy != "wait":
@@ -138,6 +141,14 @@ class Active:
         waits = configured.parameters.dropout_policy == "wait"
         if (all if waits else any)(camera.silent for camera in configured.cameras):
             configured.flush()
+
+    def _watch_shutter(self, msg: Image | CompressedImage) -> None:
+        """Count freezes of the thermal camera: no fault, they end by themselves."""
+        shutter, monitor = self._configured.shutter, self._configured.monitor
+        if shutter.add(fingerprint(msg.data), time.monotonic()):
+            monitor.count("thermal_freezes")
+        if shutter.frozen:
+            monitor.count("thermal_frozen")
 
     def _stamp(self, camera: Camera, msg: Any) -> int:
         """Time by which an image is paired, ns. Raises `_UnstampedError` where it has none."""

@@ -14,6 +14,7 @@ from fusion_ros.frame.pace import Pace
 from fusion_ros.frame.pairing import Pair, Pairer, PairingCounts
 from fusion_ros.frame.pipeline import Network, Pipeline, load_network
 from fusion_ros.frame.settings import AUTO
+from fusion_ros.frame.shutter import Shutter
 from fusion_ros.node.camera import Camera
 from fusion_ros.node.diagnostics import Diagnostics, Work
 from fusion_ros.node.frames import Frames, Job
@@ -56,6 +57,7 @@ class Configured:
         self._said_method = ""
         self.monitor = Monitor(node.get_logger().warning)
         self.cameras = (Camera("thermal"), Camera("rgb"))
+        self.shutter = Shutter()
         self.graph = Graph(node)
         self._refuse_shared_topics()
         self._pairing = threading.Lock()
