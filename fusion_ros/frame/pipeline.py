@@ -295,8 +295,8 @@ class Pipeline:
     ) -> list[Detection]:
         """Objects in a fused image, strongest first; tracked ones with their number.
 
-        seconds: time of the image, for tracking. latest: it is the image of the latest `fuse`, which may still be in GPU memory. Another
-        thread than that of `fuse` gives a copy and False.
+        seconds: time of the image, for tracking. latest: it is the image of the latest `fuse`,
+        which may still be in GPU memory; another thread than that of `fuse` gives a copy and False.
         Raises EngineError if the network fails.
         """
         with self._detecting:
@@ -384,13 +384,10 @@ class Pipeline:
         """The edge of the thermal camera's view, or of what it has data of."""
         if seen is None:
             return self._registration.border
-        parts = (seen, self._registration, self._registration.border, size)
-        if (
-            self._border is None
-            or any(a is not b for a, b in zip(self._border[0][:3], parts))
-            or (self._border[0][3] != size)
-        ):
-            self._border = (parts, self._registration.border_within(seen, size))
+        key = (seen, self._registration, self._registration.border)
+        held = self._border
+        if held is None or held[1].size != size or any(a is not b for a, b in zip(held[0], key)):
+            self._border = (key, self._registration.border_within(seen, size))
         return self._border[1]
 
     def _note_registration(self, setup: _Setup, thermal_size: Size, size: Size) -> None:

@@ -172,9 +172,9 @@ class Frames:
     def _detect(self, fused: np.ndarray, latest: bool, header: Any) -> list[Detection]:
         self._monitor.count("searched")
         try:
-            seconds = 1e-9 * Time.from_msg(header.stamp).nanoseconds
+            seconds = 1e-9 * stamp_ns(header)
             return self._pipeline.detect(fused, latest, seconds)
-        except Exception as error:  # a user's model may raise any exception; the frame is published
+        except Exception as error:  # a model of a user may raise anything
             self._monitor.fault("detector_failed", f"a frame has no boxes: {describe(error)}")
             return []
 

@@ -284,6 +284,7 @@ def test_a_node_can_be_active_again_before_that_frame_is_done(busy):
     assert one.node.trigger_activate() == SUCCESS
     hold.go_on.set()
     assert one.node.configured.worker.wait(PATIENCE_S)
+    assert one.node.configured.outputs.wait(PATIENCE_S)
     assert one.node.configured.monitor.snapshot().counters["fused"] == 1
 
 
