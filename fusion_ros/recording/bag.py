@@ -27,6 +27,7 @@ _FILES = (".mcap", ".db3", ".bag")
 _THERMAL = re.compile(r"thermal|infrared|lwir|boson|lepton|flir|optris|seek|(^|[/_])t?ir([/_]|$)")
 _RGB = re.compile(r"rgb|colou?r|visible|(^|[/_])vis?([/_]|$)|usb_cam|webcam")
 _OURS = re.compile(r"fused|annotated|overlay|debug|detection|depth|mask")
+_PART = re.compile(r"_\d+$")
 _RAW = re.compile(r"image_raw(/|$)|image_rect|image_color")
 
 
@@ -94,12 +95,20 @@ class Bag:
 
 
 def is_bag(path: Path) -> bool:
-    """Whether a path looks like one bag, by its name and the names in it."""
-    if path.is_dir():
-        return (path / "metadata.yaml").is_file() or any(
-            file.suffix in _FILES for file in path.iterdir() if file.is_file()
-        )
-    return path.suffix in _FILES and path.is_file()
+    """Whether a path looks like one bag, by its name and the names in it.
+
+    A folder without metadata.yaml is one if its files are called like the parts of one recording,
+    `drive_0.mcap` and `drive_1.mcap`, and no folder in it is a bag.
+    """
+    if not path.is_dir():
+        return path.suffix in _FILES and path.is_file()
+    if (path / "metadata.yaml").is_file():
+        return True
+    inside = list(path.iterdir())
+    files = [file for file in inside if file.suffix in _FILES and file.is_file()]
+    if not files or any(is_bag(each) for each in inside if each.is_dir()):
+        return False
+    return len({_PART.sub("", file.stem) for file in files}) == 1
 
 
 def open_bag(path: str | Path) -> Bag:

@@ -24,7 +24,7 @@ IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 
-_VISION = {
+_EXTRA = {
     "vision_msgs/msg/Point2D": "float64 x\nfloat64 y\n",
     "vision_msgs/msg/Pose2D": "vision_msgs/Point2D position\nfloat64 theta\n",
     "vision_msgs/msg/BoundingBox2D": (
@@ -41,8 +41,28 @@ _VISION = {
     "vision_msgs/msg/Detection2DArray": (
         "std_msgs/Header header\nvision_msgs/Detection2D[] detections\n"
     ),
+    "foxglove_msgs/msg/Color": "float64 r\nfloat64 g\nfloat64 b\nfloat64 a\n",
+    "foxglove_msgs/msg/Point2": "float64 x\nfloat64 y\n",
+    "foxglove_msgs/msg/CircleAnnotation": (
+        "builtin_interfaces/Time timestamp\nfoxglove_msgs/Point2 position\nfloat64 diameter\n"
+        "float64 thickness\nfoxglove_msgs/Color fill_color\nfoxglove_msgs/Color outline_color\n"
+    ),
+    "foxglove_msgs/msg/PointsAnnotation": (
+        "builtin_interfaces/Time timestamp\nuint8 type\nfoxglove_msgs/Point2[] points\n"
+        "foxglove_msgs/Color outline_color\nfoxglove_msgs/Color[] outline_colors\n"
+        "foxglove_msgs/Color fill_color\nfloat64 thickness\n"
+    ),
+    "foxglove_msgs/msg/TextAnnotation": (
+        "builtin_interfaces/Time timestamp\nfoxglove_msgs/Point2 position\nstring text\n"
+        "float64 font_size\nfoxglove_msgs/Color text_color\n"
+        "foxglove_msgs/Color background_color\n"
+    ),
+    "foxglove_msgs/msg/ImageAnnotations": (
+        "foxglove_msgs/CircleAnnotation[] circles\nfoxglove_msgs/PointsAnnotation[] points\n"
+        "foxglove_msgs/TextAnnotation[] texts\n"
+    ),
 }
-"""Definitions of vision_msgs 4, which `rosbags` lacks."""
+"""Definitions of vision_msgs 4 and of foxglove_msgs, which `rosbags` lacks."""
 
 
 @cache
@@ -50,7 +70,7 @@ def ros2_types() -> Any:
     """The type store of ROS 2 with vision_msgs; made once, since it takes half a second."""
     store = get_typestore(Stores.ROS2_HUMBLE)
     types: dict = {}
-    for name, text in _VISION.items():
+    for name, text in _EXTRA.items():
         types.update(get_types_from_msg(text, name))
     store.register(types)
     return store

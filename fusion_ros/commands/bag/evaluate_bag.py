@@ -56,7 +56,12 @@ def parser() -> argparse.ArgumentParser:
     live = made.add_argument_group("online").add_argument
     live("--online", action="store_true", help="also play the bag over DDS to a node started here")
     live("--node", default="", metavar="NAME", help="a running node to play to, as in /fuse_node")
-    live("--rate", type=float, default=1.0, help="speed of playing, 1 as recorded")
+    live(
+        "--rate",
+        type=float,
+        default=1.0,
+        help="speed of playing; 1: as recorded; 0: waits for each image",
+    )
     live("--loop", type=int, default=1, metavar="N", help="times to play the bag")
     many = made.add_argument_group("many bags").add_argument
     many("--scheduler", default="", metavar="ADDRESS", help="a dask scheduler, tcp://host:8786")
@@ -153,8 +158,8 @@ def _request(a: argparse.Namespace) -> Request:
 def _online(a: argparse.Namespace):
     if not (a.online or a.node):
         return None
-    if a.rate <= 0 or a.loop < 1:
-        raise CommandError("--rate must be above 0 and --loop at least 1")
+    if a.rate < 0 or a.loop < 1:
+        raise CommandError("--rate must not be negative, and --loop at least 1")
     from fusion_ros.commands.bag.online import Online
 
     return Online(a.node, a.rate, a.loop)

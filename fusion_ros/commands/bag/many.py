@@ -75,7 +75,7 @@ def evaluate_many(bags: Sequence[Path], job: Job, scheduler: str = "", workers: 
             )
             futures[future] = bag
         try:
-            for done, future in enumerate(as_completed(futures), 1):
+            for done, future in enumerate(as_completed(futures, loop=client.loop), 1):
                 bag = futures[future]
                 results[bag] = _outcome(future)
                 error = results[bag].get("error")

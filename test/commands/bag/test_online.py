@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""A bag played to the node gives the pairs and the pixels that its evaluation gives without ROS."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rosbags")
+pytest.importorskip("mcap")
+pytest.importorskip("jinja2")
+pytest.importorskip("tqdm")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("rclpy")
+pytest.importorskip("rosgraph_msgs")
+
+from pathlib import Path
+
+import rclpy
+from support_bags import small_plan
+
+from fusion_ros.commands.bag.evaluation import evaluate
+from fusion_ros.commands.bag.make_bag import make_bag
+from fusion_ros.commands.bag.online import node_parameters, play
+from fusion_ros.commands.bag.request import Request
+from fusion_ros.frame import images
+from fusion_ros.frame.settings import Settings
+from fusion_ros.harness.rig import Rig
+from fusion_ros.node.fuse_node import FuseNode
+from fusion_ros.recording.bag import find_cameras, open_bag
+
+
+class Kept:
+    """Takes the fused images of an evaluation."""
+
+    def __init__(self, *given):
+        self.fused = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def frame(self, pair, fused, boxes, info):
+        self.fused[pair.rgb_ns] = fused.copy()
+
+    def finish(self, report):
+        pass
+
+
+@pytest.fixture
+def ros():
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
+def test_online_and_offline_agree_in_pairs_and_pixels(tmp_path, ros, compressed):
+    changes = {"compressed": compressed}
+    plan = small_plan(tmp_path / "bag", seconds=1.2, thermal=changes, rgb=changes)
+    make_bag(plan)
+    settings = Settings(method="cfi", backend="onnxruntime_cpu", processing_size=0, detect=False)
+    kept = Kept()
+    request = Request(settings, ("method", "backend"), ("cfi",), samples=1, progress=False)
+    report = evaluate(Path(plan.output), request, lambda *given: kept).report
+    parameters = node_parameters(report)
+    used = {k: tuple(v) if isinstance(v, list) else v for k, v in report["settings"].items()}
+    with Rig("online", keep_images=True) as rig, open_bag(plan.output) as bag:
+        rig.run(FuseNode, **{k: v for k, v in parameters.items() if v != ()})
+        played = play(bag, find_cameras(bag), Settings(**used), rig, rate=0)
+        assert set(played.due) == set(kept.fused)
+        assert played.fused == len(kept.fused) == 12
+        for stamp, offline in kept.fused.items():
+            online = images.view(rig.images[stamp]).astype(int)
+            assert np.abs(online - offline).max() <= 1
+    assert played.summary()["lost"] == 0
+    assert played.summary()["latency_ms"]["p50"] > 0
