@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -186,6 +187,15 @@ def measure(rows: Mapping[str, Matches], repeats: int) -> dict[str, dict]:
     return result
 
 
+def without_nan(value):
+    """The same with None for figures that do not exist, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def as_markdown(name: str, count: int, figures: Mapping[str, dict]) -> str:
     """The table of one set."""
     classes = list(next(iter(figures.values()))["ap50"])
@@ -275,7 +285,10 @@ def main(arguments: list[str]) -> int:
     }
     if detector.is_file():
         head["detector"]["sha256"] = hashlib.sha256(detector.read_bytes()).hexdigest()
-    write_text(output / "detection.json", json.dumps({**head, "sets": results}, indent=1) + "\n")
+    write_text(
+        output / "detection.json",
+        json.dumps({**head, "sets": without_nan(results)}, indent=1) + "\n",
+    )
     write_text(output / "detection.md", "\n".join(text))
     print(f"{output / 'detection.json'}, detection.md" + (", misses" if config.misses else ""))
     return 0

@@ -140,7 +140,7 @@ def prepare(config, kinds: dict[str, Picture], networks: list[str], folder: Path
             shown = kinds if split == "train" else {k: kinds[k] for k in held}
             draws = config.draws if split == "train" else int(small)
             pairs = resized_pairs(
-                pairs, folder / "pairs" / pairs.name, _size_for(*first.shape[1::-1], config.size)
+                pairs, folder / "pairs" / pairs.name, fusing_size(*first.shape[1::-1], config.size)
             )
             parts[split].append(Part(pairs, labels, shown, draws))
         if config.simulated:
@@ -155,7 +155,7 @@ def prepare(config, kinds: dict[str, Picture], networks: list[str], folder: Path
         return write_dataset(folder, parts, classes, config.seed, lambda name: bar.update())
 
 
-def _size_for(width: int, height: int, longest: int) -> tuple[int, int]:
+def fusing_size(width: int, height: int, longest: int) -> tuple[int, int]:
     """Width and height, multiples of 8, in which a pair is fused for the detector."""
     if height <= SMALL and width == height:  # squeezed from 4:3, as msrs128 is
         width = height * 4 // 3

@@ -223,8 +223,11 @@ def _entry(image: int, kind: int, corners: np.ndarray, number: int) -> dict:
 
 
 def interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
-    """Limits between which this share of the values lies."""
-    low, high = np.nanpercentile(values, [50 - 50 * share, 50 + 50 * share])
+    """Limits between which this share of the values lies; NaN is left out."""
+    values = [value for value in values if not np.isnan(value)]
+    if not values:
+        return np.nan, np.nan
+    low, high = np.percentile(values, [50 - 50 * share, 50 + 50 * share])
     return float(low), float(high)
 
 
