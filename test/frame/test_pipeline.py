@@ -326,6 +326,17 @@ def test_detections_follow_the_detector_and_its_settings(average, tmp_path):
         assert pipeline.detect(pipeline.fuse(thermal, visible)) == []
 
 
+def test_classes_that_another_detector_does_not_know_cost_no_frame(average, tmp_path):
+    path = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
+    detector = load_detector(average.replace(detector=str(path)), None, say_nothing)
+    pipeline = make(average.replace(classes=["dragon"]))
+    pipeline.change(detector=detector)
+    thermal, visible = pair(64, 64)
+    assert len(pipeline.detect(pipeline.fuse(thermal, visible))) == 1
+    (fault,) = pipeline.monitor.snapshot().faults
+    assert fault.name == "classes" and "no class 'dragon'" in fault.text
+
+
 def test_objects_are_numbered_where_they_are_tracked(average, tmp_path):
     path = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
     parameters = average.replace(detector=str(path), track=True)

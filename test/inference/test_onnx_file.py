@@ -108,6 +108,18 @@ def test_the_files_of_external_weights_are_found(tmp_path):
         load_engine(path, "onnxruntime_cpu")
 
 
+def test_an_operator_of_another_runtime_is_named(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path = write_fusion_onnx(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    node = model.graph.node[-1]
+    node.op_type, node.domain = "EfficientNMS_TRT", "TRT"
+    model.opset_import.append(onnx.helper.make_opsetid("TRT", 1))
+    onnx.save(model, path)
+    with pytest.raises(EngineError, match="operator .*EfficientNMS_TRT.* another runtime"):
+        load_engine(path, "onnxruntime_cpu")
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_model_with_changed_bytes_runs_or_is_refused(tmp_path_factory, data):

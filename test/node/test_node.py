@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -608,6 +609,31 @@ def test_a_detector_that_cannot_be_loaded_stops_nothing_but_a_build(bench):
     assert one.fuse() is not None
     node = bench(start=False, detect=True, detector="/nowhere/yolo.onnx", build_only=True).node
     assert node.trigger_configure() == FAILURE
+
+
+def test_what_a_detector_raises_costs_boxes_and_no_frame(bench, tmp_path):
+    pytest.importorskip("vision_msgs.msg")
+    model = write_detector_onnx(tmp_path / "yolo.onnx", [(1, 0.9, (16, 16, 48, 32))])
+    one = bench(detector=str(model), detect=True, detect_every=1)
+    one.rig.observer.listen_for_boxes()
+    one.rig.wait(lambda: one.node.configured.outputs.wanted("detections"))
+    one.fuse()
+    kinds = (KeyError("x"), IndexError("y"), PermissionError("z"), MemoryError(), ValueError("w"))
+    for n, error in enumerate(kinds, 1):
+        one.node.configured.pipeline.detector.detect = Mock(side_effect=error)
+        one.fuse()
+        assert one.counted("detector_failed", n)
+    assert one.rig.count("rejected") == 0 and one.counted("fused", 1 + len(kinds))
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1", b"PK\x03\x04"])
+def test_a_detector_of_another_kind_of_file_is_named_while_the_node_fuses(bench, tmp_path, content):
+    path = tmp_path / "yolo.onnx"
+    path.write_bytes(content)
+    one = bench(detector=str(path), detect=True)
+    one.fuse()
+    assert one.counted("detector_missing")
+    assert "not an ONNX file" in one.status["detector_problem"]
 
 
 # --- Changes while it runs ----------------------------------------------------------------------
