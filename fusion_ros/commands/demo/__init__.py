@@ -27,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
     add("--output", "--out", type=Path, default=Path("demo_output"), help="folder of the results")
     add("--pairs", type=int, default=0, help="pairs to send; default: 100, or a whole tour")
     add("--rate", type=float, default=0.0, help="pairs per second; default: chosen to keep up")
-    add("--width", type=int, default=0, help="width of the images; default: chosen to keep up")
+    add("--width", type=int, default=0, help="width of the images (default: 640, or as stored)")
+    add("--live", action="store_true", help="draw the simulated images while they are sent")
     add("--height", type=int, default=0, help="height of the images; given with --width")
     return made
 

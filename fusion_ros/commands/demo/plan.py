@@ -10,20 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_ros.cameras.files import PairFolder
-from fusion_ros.cameras.street.scene import CONDITIONS, TOUR_STOP_S
-from fusion_ros.frame.detector import default_detector_path
-from fusion_ros.frame.pipeline import load_detector, load_network
+from fusion_ros.cameras.street.ahead import Loop, LoopPlan
+from fusion_ros.cameras.street.scene import CONDITIONS, TOUR_STOP_S, CameraModel
+from fusion_ros.frame.pipeline import load_network
 from fusion_ros.inference.models import model_path
 from fusion_ros.node.parameters import Parameters
 from fusion_ros.size import Size
 
-__all__ = ["Plan", "Request", "make_plan"]
+__all__ = ["Plan", "Request", "draw_ahead", "make_plan"]
 
-_SIZES = (Size(640, 480), Size(480, 360), Size(400, 300), Size(320, 240))
-_LONGEST_S, _HIGHEST_HZ = 36.0, 10.0
+_SIZE = Size(640, 480)
+_RATES = (30.0, 25.0, 20.0, 15.0, 10.0, 7.5, 5.0)
+_RATES_OF_FILES = (10.0, 7.5, 5.0)
+"""Files are decoded while they are sent, which takes processor time."""
+_TYPICAL = 256
+"""Size at which a processor should fuse in time, px; the node chooses its own."""
 _SHARE = 0.6
-"""Share of the time between two pairs that the networks may take; the rest is for other work."""
+"""Share of the time between two pairs that fusion may take; the rest is for other work."""
 _PAIRS = 100
+_RGB_FOV = 60.0
+"""Horizontal field of view of the simulated RGB camera, degrees."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Request:
     """What the user requested; `make_plan` chooses values for 0 and empty.
 
     method: a method's name or the path of a model; data: folder with ir/ and vi/; detector: ONNX
-    file; pairs: number to send; rate: pairs per second; width, height: of the images, pixels.
+    file; pairs: number to send; rate: pairs per second; width, height: of the images, pixels; live:
+    draw the simulated images while they are sent, instead of before.
     Raises ValueError, which names the choices, for values that cannot be used.
     """
 
@@ -43,6 +50,7 @@ class Request:
     rate: float = 0.0
     width: int = 0
     height: int = 0
+    live: bool = False
 
     def __post_init__(self) -> None:
         if min(self.pairs, self.rate, self.width, self.height) < 0:
@@ -71,12 +79,14 @@ class Request:
 class Plan:
     """What the cameras send: `pairs` at `rate` per second.
 
-    size: of the RGB images; None sends files as they are stored.
+    size: of the RGB images; None sends files as they are stored. ahead: the simulated cameras play
+    what was drawn before.
     """
 
     size: Size | None
     rate: float
     pairs: int
+    ahead: bool = False
 
     @property
     def duration_s(self) -> float:
@@ -92,42 +102,54 @@ class Plan:
 
 
 def make_plan(request: Request, say: Callable[[str], None]) -> Plan:
-    """Measure the networks, and choose size and rate so that they keep up; `say` what was chosen.
+    """Measure the network, and choose a rate that it keeps up with; `say` what was chosen.
 
     Raises EngineError if a network cannot be loaded.
     """
     parameters = request.parameters()
     if request.width:
-        sizes: tuple[Size, ...] = (Size(request.width, request.height),)
+        size = Size(request.width, request.height)
     elif request.data:
-        sizes = (_largest(PairFolder(request.data)),)
+        size = _largest(PairFolder(request.data))
     else:
-        sizes = _SIZES
+        size = _SIZE
     network = load_network(parameters, None, lambda text: None)
-    names, found_s = f"{network.method} takes", 0.0
-    if parameters.detector or default_detector_path().is_file():
-        detector = load_detector(parameters, None, lambda text: None)
-        found_s = _seconds(lambda: detector.warmup(Size(640, 480)))
-        names = f"{network.method} and the detector take"
-    enough = request.rate or (request.pairs or _PAIRS) / _LONGEST_S
-    for size in sizes:
-        spent = found_s + _seconds(lambda: network.fuser.warmup(size))  # noqa: B023
-        if spent * enough <= _SHARE:
-            break
-    # On a machine that cannot keep up even then, the node displaces frames.
-    rate = request.rate or min(max(_SHARE / spent, enough), _HIGHEST_HZ)
+    if network.fuser.engine.device == "CPU":
+        network = load_network(parameters, None, lambda text: None, _TYPICAL)
+    spent = _seconds(lambda: network.fuser.warmup(size))
+    rates = _RATES_OF_FILES if request.data else _RATES
+    rate = request.rate or next((r for r in rates if spent * r <= _SHARE), rates[-1])
     tour = 0 if request.data else math.ceil(rate * TOUR_STOP_S * len(CONDITIONS))
     plan = Plan(
         None if request.data and not request.width else size,
         rate,
         request.pairs or max(_PAIRS, tour),
+        ahead=not (request.data or request.live),
     )
     say(
-        f"{names} {1e3 * spent:.0f} ms at {size} here: "
-        f"{plan.pairs} pairs at {rate:.1f} per second, {plan.duration_s:.0f} s"
-        + (", faster than this machine can fuse" if spent * rate > 1 else "")
+        f"{network} takes {1e3 * spent:.0f} ms for {size} here: {plan.pairs} pairs at {rate:g} per "
+        f"second, {plan.duration_s:.0f} s"
     )
     return plan
+
+
+def draw_ahead(plan: Plan) -> None:
+    """Draw what the simulated cameras will play, unless an earlier run has; with a progress bar."""
+    assert plan.size is not None
+    for name, loop in (
+        ("RGB", LoopPlan("rgb", "tour", model=CameraModel.from_fov(*plan.size, _RGB_FOV))),
+        ("thermal", LoopPlan("thermal", "tour")),
+    ):
+        shown = -1
+
+        def progress(done: int, count: int, name: str = name) -> None:
+            nonlocal shown
+            if (percent := 100 * done // count) > shown:
+                shown = percent
+                line = f"\rdrawing the {name} camera's tour, once: {done} of {count} frames"
+                print(line, end="\n" if done == count else "", flush=True)
+
+        Loop(loop, progress=progress)
 
 
 def _largest(pairs: PairFolder) -> Size:

@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +27,9 @@ __all__ = ["Recorder", "Summary"]
 
 _STILLS = 5
 _STREAM = ("received", "paired", "too_far", "missing", "stale", "waiting")
-_KEPT_FRAMES = 30
+_KEPT_FRAMES = 60
+_VIDEO_HZ = 10.0
+"""Most frames per second of the video: composing and encoding it takes the node's cores."""
 _LEAST_PANEL, _TITLE = 480, 30
 
 
@@ -53,7 +56,9 @@ class Recorder:
         self._output, self._plan, self._scene = output, plan, scene
         self._gain = GainControl(**plan.gain())
         self._thermal: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._rgb: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._rgb: OrderedDict[int, Image] = OrderedDict()
+        self._fps = min(plan.rate, _VIDEO_HZ)
+        self._written = 0
         self._stills: list[Still] = []
         self._video: cv2.VideoWriter | None = None
         self._panel: Size | None = None
@@ -84,18 +89,20 @@ class Recorder:
         _keep(self._thermal, msg, self._gain.apply(thermal))
 
     def _on_rgb(self, msg: Image) -> None:
-        _keep(self._rgb, msg, images.visible_bgr(msg))
+        _keep(self._rgb, msg, msg)
 
     def _on_annotated(self, msg: Image) -> None:
         stamp = stamp_ns(msg)
-        rgb = self._rgb.get(stamp)
-        if rgb is None or not self._thermal:
-            return
-        thermal = self._thermal[min(self._thermal, key=lambda other: abs(other - stamp))]
+        message = self._rgb.get(stamp)
         since_s = 1e-9 * (stamp - self.start_ns)
+        due = since_s >= self._written / self._fps - 0.5 / self._plan.rate
+        if message is None or not self._thermal or not due:
+            return
+        rgb = images.visible_bgr(message)
+        thermal = self._thermal[min(self._thermal, key=lambda other: abs(other - stamp))]
         condition = weather(self._scene, max(since_s, 0)).first if self._scene else ""
         image = self._side_by_side(thermal, rgb, images.visible_bgr(msg), condition)
-        self._write(image)
+        self._write(image, since_s)
         if self._is_due(since_s, condition):
             self._stills.append(Still(image, condition))
 
@@ -128,10 +135,14 @@ class Recorder:
             ]
         )
 
-    def _write(self, image: np.ndarray) -> None:
+    def _write(self, image: np.ndarray, since_s: float) -> None:
+        """Append an image as often as its time asks for: frames may be missing before it."""
         if self._video is None:
-            self._video, self.codec = _open_video(self._output, image, self._plan.rate)
-        self._video.write(image)
+            self._video, self.codec = _open_video(self._output, image, self._fps)
+            self._written = round(since_s * self._fps)
+        while self._written <= round(since_s * self._fps):
+            self._video.write(image)
+            self._written += 1
 
 
 @dataclass(frozen=True)
@@ -139,8 +150,8 @@ class Summary:
     """The content of `summary.json`; counts without a stream are those of RGB frames.
 
     latency_ms: from the header stamp until all of a frame is published. fps: of fused frames,
-    from the first to the last. detector: what runs it, or 'none'. streams: what became of each
-    camera's frames.
+    from the first to the last. processing_size: the latest, px, 0 for full size. detector: what
+    runs it, or 'none'. streams: what became of each camera's frames.
     """
 
     method: str
@@ -161,6 +172,7 @@ class Summary:
     stage_ms: dict[str, float]
     detector: str
     detections: int
+    processing_size: int
     streams: dict[str, dict[str, int]]
 
     @classmethod
@@ -191,6 +203,7 @@ class Summary:
             stage_ms=report.stage_ms,
             detector=values["detector"],
             detections=count("detections"),
+            processing_size=count("processing_size"),
             streams=streams,
         )
 
@@ -202,7 +215,8 @@ class Summary:
         rows = {
             "method": self.method,
             "runs on": self.engine,
-            "resolution": f"{self.width}x{self.height}",
+            "resolution": f"{self.width}x{self.height}, fused at "
+            + (f"{self.processing_size} px at last" if self.processing_size else "full size"),
             "frames in": f"{self.frames_thermal} thermal, {self.frames_rgb} RGB",
             "paired": f"{self.paired} ({self.paired / max(self.frames_rgb, 1):.1%} of RGB)",
             "fused": f"{self.fused}",
@@ -219,7 +233,7 @@ class Summary:
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
 
 
-def _keep(frames: OrderedDict[int, np.ndarray], msg: Image, image: np.ndarray) -> None:
+def _keep(frames: OrderedDict[int, Any], msg: Image, image: Any) -> None:
     frames[stamp_ns(msg)] = image
     if len(frames) > _KEPT_FRAMES:
         frames.popitem(last=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_ros.commands import CommandError
-from fusion_ros.commands.demo.plan import Plan, Request, make_plan
+from fusion_ros.commands.demo.plan import Plan, Request, draw_ahead, make_plan
 from fusion_ros.commands.demo.recorder import Recorder, Summary
 from fusion_ros.harness.processes import Child
 from fusion_ros.harness.rig import Rig, ros_session
@@ -51,6 +51,8 @@ def demonstrate(request: Request, patience: Patience = Patience()) -> Summary:
             f"cannot write to {output} ({error.strerror}): give another folder by --output"
         ) from error
     plan = make_plan(request, lambda text: print(text, flush=True))
+    if plan.ahead:
+        draw_ahead(plan)
     with ros_session(), Rig() as rig:
         return _record(rig, request, plan, patience)
 
@@ -107,6 +109,8 @@ def _start_camera(rig: Rig, name: str, request: Request, plan: Plan, recorder: R
     }
     if request.data:
         values |= {"source": "files", "path": str(request.data.resolve())}
+    if plan.ahead:
+        values["ahead"] = True
     if plan.size and (request.data or name == "rgb"):
         values |= {"width": plan.size.width, "height": plan.size.height}
     return rig.start(
