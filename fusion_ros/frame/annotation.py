@@ -26,6 +26,8 @@ def draw(bgr: np.ndarray, detections: Sequence[Detection]) -> np.ndarray:
         cv2.rectangle(image, (left, top), corner, colour, line, cv2.LINE_AA)
         number = f" {detection.track_id}" if detection.track_id else ""
         label = f"{detection.class_name}{number} {detection.score:.2f}"
+        if detection.celsius is not None:
+            label += f" {detection.celsius:.1f} C"
         (text_width, text_height), baseline = cv2.getTextSize(label, font, size, 1)
         # Above the box, or inside it at the top of the image; never beyond the right edge.
         left = max(0, min(left, width - text_width - 4))

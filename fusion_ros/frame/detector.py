@@ -37,6 +37,7 @@ class Detection:
     """One object: x, y is the box's top-left corner; all four in pixels of the image given.
 
     track_id: the object's number over several images, from 1 on; 0 if it is not tracked.
+    celsius: its temperature, where the thermal camera measures it.
     """
 
     class_name: str
@@ -47,6 +48,7 @@ class Detection:
     width: float
     height: float
     track_id: int = 0
+    celsius: float | None = None
 
 
 class Detector:

@@ -25,6 +25,7 @@ from fusion_ros.frame.pace import START_ON_CPU
 from fusion_ros.frame.registration import Registration
 from fusion_ros.frame.settings import AUTO, Settings
 from fusion_ros.frame.thermal import GainControl
+from fusion_ros.frame.thermography import Thermography
 from fusion_ros.frame.tracking import Tracker
 from fusion_ros.inference import DeviceArray, EngineError, load_engine
 from fusion_ros.inference.models import check_shipped, model_path
@@ -183,6 +184,7 @@ class Pipeline:
         self._buffers: dict[str, np.ndarray] = {}
         self._on_device: DeviceArray | None = None
         self._registered: np.ndarray | None = None
+        self._thermography: Thermography | None = None
 
     def change(self, **changes: Settings | Network | Detector | Calibration | None) -> None:
         """Replace parts of the pipeline from the next frame on.
@@ -220,6 +222,11 @@ class Pipeline:
         return self._rgb_size
 
     @property
+    def thermography(self) -> Thermography | None:
+        """Temperatures in the latest image, until the next `fuse`; None without a thermal image."""
+        return self._thermography if self._setup.settings.detections_temperature else None
+
+    @property
     def detects(self) -> bool:
         """Whether `detect` looks for objects: the setting is on and a detector is loaded."""
         return self._setup.settings.detect and self._setup.detector is not None
@@ -252,12 +259,13 @@ class Pipeline:
         Raises ValueError for images of another kind, EngineError if the network fails.
         """
         setup = self._take_over()
-        self._on_device = None
+        self._on_device = self._thermography = None
         if visible is not None:
             self._rgb_size = Size.of(visible)
         size = self._rgb_size or Size.of(thermal)
         border = None
         if thermal is not None:
+            counts = thermal
             thermal_size, calibration = Size.of(thermal), setup.thermal_camera
             seen = self._empty.update(thermal, calibration is not None and calibration.rectified)
             with self.monitor.timed("gain"):
@@ -268,6 +276,9 @@ class Pipeline:
                 border = self._border_of(seen, size)
             self._pass_on_warning()
             self._note_registration(setup, thermal_size, size)
+            self._thermography = Thermography(
+                counts, self._registration, size, setup.settings.relation
+            )
         self._registered = thermal
         fused = self._buffer("fused", (*size.shape, 3))
         if thermal is None or visible is None:

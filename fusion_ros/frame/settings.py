@@ -279,6 +279,11 @@ class Settings:
         (-1e6, 1e6),
         dynamic=True,
     )
+    detections_temperature: bool = parameter(
+        True,
+        "tell the temperature of each box, of 16-bit and float thermal images",
+        dynamic=True,
+    )
     homography: tuple[float, ...] = parameter(
         (),
         "3x3 matrix from thermal to RGB pixels, 9 numbers row by row; empty: from both camera_info",

@@ -18,6 +18,7 @@ from fusion_ros.frame.monitor import Monitor
 from fusion_ros.frame.pace import Pace
 from fusion_ros.frame.pipeline import Pipeline
 from fusion_ros.frame.settings import AUTO
+from fusion_ros.frame.thermography import Thermography
 from fusion_ros.node.advice import far_apart
 from fusion_ros.node.camera import Camera
 from fusion_ros.node.guard import describe
@@ -150,15 +151,26 @@ class Frames:
         if not pipeline.detects:
             self._publish_boxes(fused, [], header)
         elif pipeline.detect_every == AUTO:
-            self.search.offer(fused, header)
+            if not self.search.pending:
+                measured = pipeline.thermography
+                self.search.offer(fused, (header, measured and measured.kept()))
         else:
             self._searched += 1
             if self._searched >= pipeline.detect_every:
                 self._searched = 0
-                self._search_and_publish(fused, header, latest=True)
+                self._search_and_publish(fused, (header, pipeline.thermography), latest=True)
 
-    def _search_and_publish(self, fused: np.ndarray, header: Any, latest: bool = False) -> None:
+    def _search_and_publish(
+        self,
+        fused: np.ndarray,
+        source: tuple[Any, Thermography | None],
+        latest: bool = False,
+    ) -> None:
+        """Find objects; source: the image's header and its temperatures."""
+        header, temperatures = source
         found = self._detect(fused, latest, header)
+        if temperatures is not None:
+            found = temperatures.measure(found)
         self._monitor.count("detections", len(found))
         if self._outputs.active:
             self._publish_boxes(fused, found, header)

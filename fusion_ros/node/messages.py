@@ -22,7 +22,10 @@ __all__ = ["camera_info", "compressed_image", "detection_array", "diagnostic_arr
 def detection_array(detections: Sequence[Detection], header: Header) -> Any:
     """Return a vision_msgs/Detection2DArray: class names as ids, boxes by centre and size in px.
 
-    `id` of a box is the number of its object where objects are tracked, else empty.
+    `id` of a box is the number of its object where objects are tracked, else empty. Where the
+    temperature of a box is known, its second hypothesis is `temperature=36.4` (degrees Celsius)
+    with a score of 0: no message type has a field for it, readers take the first hypothesis or
+    the best one for the class, and the class names stay what the detector's are.
 
     Raises ImportError where vision_msgs is not installed.
     """
@@ -42,6 +45,10 @@ def detection_array(detections: Sequence[Detection], header: Header) -> Any:
         hypothesis.hypothesis.class_id = one.class_name
         hypothesis.hypothesis.score = one.score
         found = Detection2D(header=header, results=[hypothesis], bbox=box)
+        if one.celsius is not None:
+            temperature = ObjectHypothesisWithPose()
+            temperature.hypothesis.class_id = f"temperature={one.celsius:.1f}"
+            found.results.append(temperature)
         found.id = str(one.track_id) if one.track_id else ""
         array.detections.append(found)
     return array

@@ -17,7 +17,7 @@ import rclpy
 from onnx import TensorProto, helper
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from support import write_fusion_onnx
+from support import write_detector_onnx, write_fusion_onnx
 
 from fusion_ros.frame import images
 from fusion_ros.harness.rig import Rig
@@ -217,6 +217,35 @@ def test_an_encoding_that_does_not_exist_is_named_and_cut_for_as_long_as_it_come
     assert len(report.parts["rgb camera"].message) <= 2000
 
 
+def test_a_box_tells_the_temperature_of_its_object(field, tmp_path):
+    pytest.importorskip("vision_msgs.msg")
+    model = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (16, 16, 48, 32))])
+    rig = field(detector=str(model), detect=True, detect_every=1)
+    rig.observer.listen_for_boxes()
+    assert rig.wait(lambda: rig._local.configured.outputs.wanted("detections"))
+    warm = np.full((48, 64), 29315, np.uint16)
+    warm[8:24, 16:48] = 30975
+    fuse(rig, warm, np.full((48, 64, 3), 60, np.uint8), ("mono16", "bgr8"))
+    assert rig.wait(lambda: rig.observer.boxes)
+    ((box,),) = rig.observer.boxes.values()
+    assert [one.hypothesis.class_id for one in box.results] == ["person", "temperature=36.6"]
+    assert max(box.results, key=lambda one: one.hypothesis.score) is box.results[0]
+
+
+def test_a_shutter_that_repeats_images_is_counted_and_no_fault(field):
+    rig = field()
+    visible = np.full((48, 64, 3), 60, np.uint8)
+    images_of = [np.random.default_rng(n).integers(0, 255, (48, 64), np.uint8) for n in range(8)]
+    for number, thermal in enumerate((*images_of, *images_of[-1:] * 8, *images_of)):
+        fuse(rig, thermal, visible)
+        rig.wait(lambda: False, 0.05 if number < 8 else 0.1)
+    report = rig.settle()
+    assert report.count("fused") == 24
+    assert report.count("thermal_freezes") >= 1
+    assert report.count("thermal_frozen") >= 1
+    assert report.parts["thermal camera"].level == Level.OK
+
+
 # --- Compressed images ----------------------------------------------------------------------------
 
 
@@ -414,7 +443,7 @@ def test_a_publisher_that_is_held_holds_no_frame(field, monkeypatch):
         rig.send(stamps[-1], *pair)
         assert rig.wait(lambda n=number: rig._local.configured.counts().visible.paired == n + 1)
         assert worker.wait(PATIENCE_S)
-    assert held.is_set()
+        assert held.wait(PATIENCE_S)
     go_on.set()
     assert rig.wait(lambda: stamps[-1] in rig.images)
     report = rig.settle()
