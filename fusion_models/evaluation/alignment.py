@@ -61,12 +61,13 @@ def correlation(
     if seen is not None and not seen.all():
         # The edge of the view itself is in one image only.
         kernel = np.ones((9, 9), np.uint8)
-        inside = cv2.erode(seen.astype(np.uint8), kernel, borderValue=1).astype(np.float32)
+        inside = cv2.erode(seen.astype(np.uint8), kernel, borderValue=1).astype(np.float64)
     for image in (thermal, visible):
         smooth = cv2.GaussianBlur(image, (0, 0), 1.2).astype(np.float32)
         gx = cv2.Sobel(smooth, cv2.CV_32F, 1, 0, ksize=3)
         gy = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, ksize=3)
-        strength = np.sqrt(cv2.magnitude(gx, gy))
+        # Sums in double precision, rounded at the end: the same in every run to the bit.
+        strength = np.sqrt(cv2.magnitude(gx, gy).astype(np.float64))
         # A few lamps would outweigh everything else.
         strength = np.minimum(strength, float(np.percentile(strength[::4, ::4], 97)))
         if inside is not None:
@@ -82,7 +83,7 @@ def correlation(
     cross /= np.maximum(np.abs(cross), 1e-6) ** _WHITENING
     surface = np.fft.irfft2(cross, size)
     rolled = np.roll(surface, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
-    return (rolled / max(float(rolled.std()), 1e-12)).astype(np.float32)
+    return np.round(rolled / max(float(rolled.std()), 1e-12), 5).astype(np.float32)
 
 
 def pooled_shift(surfaces: Sequence[np.ndarray]) -> Shift:

@@ -4,7 +4,7 @@
 with open_bag("drive_0042") as bag:
 topics = find_cameras(bag)
 for record in bag.records([topics.thermal.image, topics.rgb.image]):
-image = bag.image(record)          # fields of sensor_msgs/Image
+image = bag.message(record)        # fields of sensor_msgs/Image or CompressedImage
 """
 
 from __future__ import annotations
@@ -78,16 +78,6 @@ class Bag:
     def message(self, record: Record) -> Any:
         """The decoded message; raises ImageError for damaged data."""
         return messages.decode(record.data, self.topics[record.topic].type, self.ros1)
-
-    def image(self, record: Record) -> Any:
-        """The message of an image topic as sensor_msgs/Image, decompressed where needed.
-
-        Raises ImageError for a message that is not an image.
-        """
-        message = self.message(record)
-        if self.topics[record.topic].type == COMPRESSED:
-            return messages.decompressed(message)
-        return message
 
     def close(self) -> None:
         """Close all files."""

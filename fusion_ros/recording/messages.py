@@ -12,13 +12,11 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
-import numpy as np
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from fusion_ros.frame.images import ImageError
 
-__all__ = ["CAMERA_INFO", "COMPRESSED", "IMAGE", "decode", "decompressed", "ros2_types", "stamp_ns"]
+__all__ = ["CAMERA_INFO", "COMPRESSED", "IMAGE", "decode", "ros2_types", "stamp_ns"]
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
@@ -111,36 +109,3 @@ def stamp_ns(data: bytes, ros1: bool = False) -> int:
     except (struct.error, IndexError):
         return 0
     return seconds * 1_000_000_000 + nanoseconds
-
-
-def decompressed(message: Any) -> Any:
-    """The sensor_msgs/Image in a CompressedImage, as an object of the same fields.
-
-    8 and 16 bit, one to four channels, as OpenCV reads JPEG, PNG and others. Raises ImageError for
-    data that is not a whole image, and for compressedDepth, whose data has a header of its own.
-    """
-    declared = str(message.format)
-    if "compresseddepth" in declared.lower():
-        raise ImageError(
-            f"format '{declared[:60]}' is that of depth images: expected jpeg or png; record the "
-            "topic .../compressed instead of .../compressedDepth"
-        )
-    data = np.frombuffer(message.data, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if image is None or image.dtype not in (np.uint8, np.uint16):
-        raise ImageError(
-            f"a compressed image of {data.size} bytes, format '{declared[:60]}', cannot be "
-            "decoded: it is cut off, or in a format that OpenCV does not read"
-        )
-    deep = image.dtype == np.uint16
-    channels = 1 if image.ndim == 2 else image.shape[2]
-    encoding = {1: "mono", 3: "bgr", 4: "bgra"}[channels] + ("16" if deep else "8")
-    return SimpleNamespace(
-        header=message.header,
-        height=image.shape[0],
-        width=image.shape[1],
-        encoding=encoding,
-        is_bigendian=0,
-        step=image.shape[1] * channels * image.itemsize,
-        data=np.ascontiguousarray(image).view(np.uint8).ravel(),
-    )

@@ -6,7 +6,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +16,9 @@ pytest.importorskip("mcap")
 from rosbags.rosbag1 import Writer as Rosbag1Writer
 from rosbags.typesys import Stores, get_typestore
 
-from fusion_ros.frame import images
+from fusion_ros.frame import compressed, images
 from fusion_ros.recording.bag import find_cameras, is_bag, open_bag
-from fusion_ros.recording.messages import IMAGE, decompressed, stamp_ns
+from fusion_ros.recording.messages import IMAGE, stamp_ns
 from fusion_ros.recording.storage import BagError
 from fusion_ros.recording.writer import BagWriter
 
@@ -56,6 +55,13 @@ def write(
     return path
 
 
+def pixels(camera, message):
+    if not hasattr(message, "format"):
+        return np.array(images.view(message))
+    read = compressed.thermal_array if camera == "thermal" else compressed.visible_bgr
+    return read(message)
+
+
 def content(path):
     """Stamps and pixels of both cameras."""
     with open_bag(path) as bag:
@@ -63,7 +69,7 @@ def content(path):
         found = {}
         for name, topics in cameras.named():
             found[name] = [
-                (bag.stamp_ns(record), np.array(images.view(bag.image(record))))
+                (bag.stamp_ns(record), pixels(name, bag.message(record)))
                 for record in bag.records([topics.image])
             ]
         return found, bag.problem
@@ -272,13 +278,6 @@ def test_a_failed_writer_leaves_nothing_behind(tmp_path):
     write(tmp_path / "bag")
     with pytest.raises(BagError, match="exists already"):
         BagWriter(tmp_path / "bag")
-
-
-def test_a_compressed_image_that_is_cut_off_or_of_depth_is_refused():
-    for kind, data in (("jpeg", b"\xff\xd8\xff\xe0abc"), ("16UC1; compressedDepth png", b"x" * 50)):
-        message = SimpleNamespace(header=None, format=kind, data=np.frombuffer(data, np.uint8))
-        with pytest.raises(images.ImageError):
-            decompressed(message)
 
 
 def test_stamps_are_read_without_decoding_and_damaged_messages_have_none():

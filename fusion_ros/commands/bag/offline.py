@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fusion_ros.commands.bag.survey import calibration_of
-from fusion_ros.frame import images
+from fusion_ros.frame import compressed, images
 from fusion_ros.frame.calibration import Calibration
 from fusion_ros.frame.pairing import Pair, Pairer, PairingCounts
 from fusion_ros.frame.settings import Settings
@@ -93,7 +93,7 @@ class OfflineNode:
                 continue
             stamp = message.header.stamp
             stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
-            if not stamp_ns:
+            if stamp_ns <= 0:
                 self._fault(f"{name}_unstamped", f"{name} images have no stamp")
                 continue
             thermal = name == "thermal"
@@ -108,18 +108,35 @@ class OfflineNode:
 
         Raises ImageError for an encoding that the camera of that kind cannot have.
         """
-        return self._to_thermal(pair.thermal), self._to_visible(pair.rgb)
+        thermal = self._read("thermal", pair.thermal, self._to_thermal, compressed.thermal_array)
+        return thermal, self._read("rgb", pair.rgb, self._to_visible, compressed.visible_bgr)
+
+    def _read(
+        self,
+        name: str,
+        message: Any,
+        plain: Callable[[Any], np.ndarray],
+        packed: Callable[[Any], np.ndarray],
+    ) -> np.ndarray:
+        if not hasattr(message, "format"):
+            self._note(name, f"{message.encoding} {message.width}x{message.height}")
+            return plain(message)
+        pixels = packed(message)
+        kind = str(message.format).rpartition(";")[2].split()[0]
+        self._note(name, f"{kind} {pixels.shape[1]}x{pixels.shape[0]}")
+        return pixels
+
+    def _note(self, name: str, kind: str) -> None:
+        if kind not in self.encodings[name]:
+            self.encodings[name].append(kind)
 
     def _image(self, name: str, record: Any) -> Any:
         try:
-            message = self.bag.image(record)
-            images.view(message)
+            message = self.bag.message(record)
+            compressed.check(message) if hasattr(message, "format") else images.view(message)
         except images.ImageError as error:
             self._fault(f"{name}_unreadable", f"{name} camera: {error}")
             return None
-        kind = f"{message.encoding} {message.width}x{message.height}"
-        if kind not in self.encodings[name]:
-            self.encodings[name].append(kind)
         return message
 
     def _fault(self, name: str, text: str) -> None:

@@ -21,7 +21,7 @@ from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from fusion_ros.commands import CommandError
-from fusion_ros.frame import images
+from fusion_ros.frame import compressed, images
 from fusion_ros.frame.monitor import percentiles
 from fusion_ros.frame.pairing import Pairer
 from fusion_ros.frame.settings import Settings
@@ -219,7 +219,7 @@ def _messages(
             yield names[record.topic], record, record.data
         else:
             try:
-                yield names[record.topic], record, _image(bag.image(record))
+                yield names[record.topic], record, _image(names[record.topic], bag.message(record))
             except images.ImageError:
                 continue
 
@@ -232,9 +232,16 @@ def _header(message: Any) -> Header:
     )
 
 
-def _image(message: Any) -> Image:
-    pixels = np.array(images.view(message))
-    return images.fill(Image(), pixels, message.encoding, _header(message))
+def _image(camera: str, message: Any) -> Image:
+    """The image of a ROS 1 message, or decompressed: the player publishes raw images only."""
+    if not hasattr(message, "format"):
+        pixels, encoding = np.array(images.view(message)), message.encoding
+    elif camera == "rgb":
+        pixels, encoding = compressed.visible_bgr(message), "bgr8"
+    else:
+        pixels = compressed.thermal_array(message)
+        encoding = "mono16" if pixels.dtype == np.uint16 else "mono8"
+    return images.fill(Image(), pixels, encoding, _header(message))
 
 
 def _info(message: Any) -> CameraInfo:

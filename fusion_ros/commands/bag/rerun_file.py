@@ -15,7 +15,7 @@ import numpy as np
 from fusion_ros.commands import CommandError
 from fusion_ros.commands.bag.offline import PairOfMessages
 from fusion_ros.commands.bag.request import Request
-from fusion_ros.frame import images
+from fusion_ros.frame import compressed, images
 from fusion_ros.frame.detector import Detection
 from fusion_ros.recording.bag import Bag
 
@@ -62,8 +62,11 @@ class RerunFile:
         """Add one fused image with its sources."""
         rerun, log = self._rerun, self._stream.log
         self._stream.set_time("stamp", timestamp=1e-9 * pair.rgb_ns)
-        log("thermal", rerun.Image(images.thermal_array(pair.thermal).copy()))
-        for name, picture in (("rgb", images.visible_bgr(pair.rgb)), ("fused", fused)):
+        packed = [hasattr(each, "format") for each in (pair.thermal, pair.rgb)]
+        thermal = (compressed if packed[0] else images).thermal_array(pair.thermal)
+        visible = (compressed if packed[1] else images).visible_bgr(pair.rgb)
+        log("thermal", rerun.Image(thermal.copy()))
+        for name, picture in (("rgb", visible), ("fused", fused)):
             data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
             log(name, rerun.EncodedImage(contents=data.tobytes(), media_type="image/jpeg"))
         log("distance_ms", rerun.Scalars(1e-6 * (pair.thermal_ns - pair.rgb_ns)))

@@ -298,6 +298,6 @@ def test_compressed_images_are_evaluated_too(tmp_path):
     make_bag(plan)
     assert evaluate(plan.output, tmp_path / "out") == 0
     report = report_of(tmp_path / "out")
-    assert report["streams"]["thermal"]["encodings"] == ["mono16 80x64"]
+    assert report["streams"]["thermal"]["encodings"] == ["png 80x64"]
     assert report["pairs"]["share"]["used"] == 1
     assert np.isfinite(report["quality"]["rows"]["rgb"]["VIF"])

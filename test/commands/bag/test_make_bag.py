@@ -49,7 +49,7 @@ def test_the_simulated_cameras_are_calibrated_and_16_bit(tmp_path):
     make_bag(plan)
     with open_bag(plan.output) as bag:
         cameras = find_cameras(bag)
-        image = bag.image(next(bag.records([cameras.thermal.image])))
+        image = bag.message(next(bag.records([cameras.thermal.image])))
         assert images.thermal_array(image).dtype == np.uint16
         info = bag.message(next(bag.records([cameras.thermal.info])))
         assert from_camera_info(info).at((80, 64)).matrix[0, 2] == pytest.approx(39.5)
@@ -68,7 +68,7 @@ def test_pairs_of_folders_and_videos_become_bags(tmp_path):
     with open_bag(tmp_path / "a") as bag:
         cameras = find_cameras(bag)
         assert [bag.topics[t.image].count for _, t in cameras.named()] == [6, 6]
-        shown = [images.view(bag.image(r)).copy() for r in bag.records([cameras.rgb.image])]
+        shown = [images.view(bag.message(r)).copy() for r in bag.records([cameras.rgb.image])]
     expected = cv2.imread(str(tmp_path / "pairs" / "vi" / "1.png"))
     assert np.array_equal(shown[1], expected)
     assert np.array_equal(shown[4], expected)
@@ -84,7 +84,7 @@ def test_pairs_of_folders_and_videos_become_bags(tmp_path):
     files = ["--thermal-video", str(tmp_path / "v.avi"), "--rgb-video", str(tmp_path / "v.avi")]
     assert main.main(["make_bag", str(tmp_path / "b"), *files, "--rate", "10"]) == 0
     with open_bag(tmp_path / "b") as bag:
-        grey = [images.view(bag.image(r)).mean() for r in bag.records(["/thermal/image_raw"])]
+        grey = [images.view(bag.message(r)).mean() for r in bag.records(["/thermal/image_raw"])]
     assert np.allclose(grey, [0, 40, 80, 120, 160], atol=3)
 
 
