@@ -33,6 +33,8 @@ def without_places(training: dict) -> None:
     training["data"] = {"/".join(Path(k).parts[-2:]): n for k, n in training["data"].items()}
     for key in ("data", "output", "init", "validation"):
         training["config"].pop(key, None)
+    if loss := training["config"].get("loss"):
+        training["config"]["loss"] = Path(loss).name
     if "config" in (training.get("previous") or {}):
         without_places(training["previous"])
 

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Searched losses against others at equal budget: what is run, and what the table says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+for module in ("torch", "kornia", "omegaconf", "yaml", "pycocotools", "onnx"):
+    pytest.importorskip(module, reason=f"needs {module}: pip install '.[train,detector]'")
+
+import numpy as np  # noqa: E402
+import yaml  # noqa: E402
+from support import write_fusion_onnx  # noqa: E402
+
+from fusion_models.boxes import Boxes  # noqa: E402
+from fusion_models.evaluation.detection import Found, Matches  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "training"))  # as when it runs as a script
+import compare_losses  # noqa: E402
+from compare_losses import agreement, as_markdown, compare, rank_correlation  # noqa: E402
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The scripts that are run; each writes what the real one would."""
+    seen = []
+
+    def run(script, *arguments):
+        seen.append((script, *arguments))
+        given = dict(a.split("=", 1) for a in arguments)
+        output = Path(given["output"])
+        output.mkdir(parents=True, exist_ok=True)
+        if script == "search_loss.py":
+            (output / "loss.yaml").write_text("weights: {l1_ir: 1.5, l1_vi: 0.5}")
+        if script == "export.py":
+            write_fusion_onnx(output / f"{given['method']}.onnx")
+
+    monkeypatch.setattr(compare_losses, "run", run)
+    return seen
+
+
+def settings(**changes):
+    arguments = [f"{key}={value}" for key, value in changes.items()]
+    return compare_losses.merge_settings(compare_losses.DEFAULTS, arguments)
+
+
+def test_each_loss_is_found_trained_and_exported_once(calls, tmp_path):
+    config = settings(seeds=2, randoms=3, train_steps=7, train="crop=64")
+    losses = compare_losses.find_losses(config, tmp_path)
+    exported = compare_losses.train(config, tmp_path, losses)
+    names = {
+        "searched_0", "searched_1", "shuffled_0", "equal_0", "equal_1", "hand-set_0", "hand-set_1",
+        "random_0", "random_1", "random_2",
+    }  # fmt: skip
+    assert set(exported) == set(losses) == names
+    scripts = [script for script, *_ in calls]
+    assert scripts.count("search_loss.py") == 7 and scripts.count("train.py") == len(names)
+    trained = {a[1].split("/")[-2]: a for s, *a in calls if s == "train.py"}
+    assert all("max_steps=7" in a and "crop=64" in a for a in trained.values())
+    assert not any(argument.startswith("loss=") for argument in trained["hand-set_1"])
+    assert f"loss={losses['equal_0']}" in trained["equal_1"] and "seed=1" in trained["equal_1"]
+    calls.clear()
+    compare_losses.train(config, tmp_path, compare_losses.find_losses(config, tmp_path))
+    assert calls == []
+
+
+def test_another_method_is_trained_with_the_loss_that_was_found_for_one(calls, tmp_path):
+    config = settings(method="refinefuse", loss_of="caf", seeds=1, randoms=1)
+    losses = compare_losses.find_losses(config, tmp_path)
+    compare_losses.train(config, tmp_path, losses)
+    methods = {(script, arguments[0]) for script, *arguments in calls}
+    assert ("search_loss.py", "method=caf") in methods
+    assert ("train.py", "method=refinefuse") in methods
+
+
+def test_ranks_agree_wholly_not_or_in_reverse(tmp_path):
+    assert rank_correlation((1, 2, 3), (10, 20, 99)) == pytest.approx(1)
+    assert rank_correlation((1, 2, 3), (3, 2, 1)) == pytest.approx(-1)
+    losses = {}
+    for seed, weights in enumerate(((0.5, 1.0, 1.5), (0.1, 0.2, 2.7))):
+        losses[f"searched_{seed}"] = tmp_path / f"{seed}.yaml"
+        named = dict(zip(("l1_ir", "l1_vi", "ssim_ir"), weights)) | {"mse_masked_ir": 0.5}
+        losses[f"searched_{seed}"].write_text(yaml.safe_dump({"weights": named}))
+    assert agreement({**losses, "hand-set_0": None}) == pytest.approx([1])
+
+
+def test_the_table_gives_the_gain_of_the_searched_loss_with_its_interval():
+    rng = np.random.default_rng(0)
+    truth, good, poor = {}, {}, {}
+    for number in range(30):
+        corners = np.float32([[0.1, 0.1, 0.3, 0.5], [0.5, 0.1, 0.7, 0.5]])
+        truth[f"{number}N"] = Boxes(np.zeros(2, np.int64), corners)
+        for found, share in ((good, 0.9), (poor, 0.4)):
+            kept = rng.random(2) < share
+            scores = np.full(kept.sum(), 0.9, np.float32)
+            found[f"{number}N"] = Found(np.zeros(kept.sum(), np.int64), corners[kept], scores)
+    matches = {
+        name: Matches(truth, found, ("person",))
+        for name, found in (("searched_0", good), ("hand-set_0", poor), ("equal_0", good))
+    }
+    table = compare(matches, 100)
+    assert table["searched"]["mAP50"] == table["equal"]["mAP50"] > table["hand-set"]["mAP50"]
+    low, high = table["hand-set"]["searched gains"]
+    assert 0 < low < high < 1 and table["equal"]["searched gains"] == [0, 0]
+    text = as_markdown(table, [0.8, 0.6])
+    assert "beat hand-set of hand-set, equal" in text and "by 0.70" in text
