@@ -33,6 +33,8 @@ _FRAMES = 8
 _UNSETTLED_S = 1.0
 _SETTLED_S = 5.0
 """Least time between two changes, s, until a size was found that fits, and from then on."""
+_SEARCH_S = 10.0
+"""How long the first search for a size takes at most, s."""
 _FULL = 0.9
 """Share of the time between two frames above which a size is too large."""
 _AIM = 0.8
@@ -135,6 +137,7 @@ class Pace:
             self._lost: deque[float] = deque(maxlen=1024)
             self._pending: int | None = None
             self._settled = False
+            self._started: float | None = None
             self._bars: dict[int, tuple[float, float, float]] = {}
             self._rose: tuple[float, int] | None = None
             self._aim = _AIM
@@ -236,6 +239,9 @@ class Pace:
             return None
         self._learn(frames, now)
         since = now - self._since
+        if self._started is None:
+            self._started = now
+        self._settled = self._settled or now - self._started > _SEARCH_S
         if since < (_SETTLED_S if self._settled else _UNSETTLED_S):
             return None
         sizes = self._sizes()
