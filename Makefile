@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 ifeq ($(ROS_DISTRO)$(AMENT_PREFIX_PATH),)
 VENV ?= .venv
 CONSTRAINTS := constraints.txt
-DEMO := .[cpu,ros]
+DEMO := .[cpu,ros,bags]
 TRAIN := .[cpu,ros,train,detector]
 TEST := .[cpu,ros,train,detector,search,dictionary,tensorrt,lint,test]
 else
@@ -23,7 +23,7 @@ VENV ?= .venv-$(or $(ROS_DISTRO),ros)
 VENV_OPTIONS := --system-site-packages
 CONSTRAINTS := $(VENV)/constraints.txt
 REQUIREMENTS := -r $(VENV)/requirements.txt
-DEMO := .
+DEMO := .[bags]
 TRAIN := .[train,detector]
 TEST := .[train,detector,search,dictionary,tensorrt,lint,test]
 endif

@@ -13,6 +13,7 @@ _REMEDIES = {
     "rclpy": _SOURCE_ROS,
     "rcl_interfaces": _SOURCE_ROS,
     "lifecycle_msgs": _SOURCE_ROS,
+    "rosgraph_msgs": _SOURCE_ROS,
     "sensor_msgs": _SOURCE_ROS,
     "std_msgs": _SOURCE_ROS,
     "diagnostic_msgs": _SOURCE_ROS,

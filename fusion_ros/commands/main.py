@@ -58,6 +58,7 @@ COMMANDS = {
     "gpu_check": Command(
         "fusion_ros.commands.gpu_check", "measure what runs on this machine's GPU, and report it"
     ),
+    "top": Command("fusion_ros.commands.top", "watch a running node in the terminal"),
     "fuse_node": Command("fusion_ros.node.main", "run the fusion node", node=True),
     "camera_node": Command(
         "fusion_ros.cameras.camera_node", "run a simulated camera or one from files", node=True

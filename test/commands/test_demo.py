@@ -136,6 +136,10 @@ def test_it_leaves_stills_a_video_and_a_summary_that_adds_up(tmp_path):
         "--live",
     )
     assert run.returncode == 0, run.stderr + run.stdout
+    report = json.loads((output / "report.json").read_text())
+    assert report["pairs"]["fused"] > 0
+    assert "<h2" in (output / "index.html").read_text()
+    assert not (output / ".run").exists()
     summary = json.loads((output / "summary.json").read_text())
     assert list(summary) == KEYS
     assert list(summary["latency_ms"]) == ["p50", "p95", "p99"]

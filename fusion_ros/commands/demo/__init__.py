@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     add("--width", type=int, default=0, help="width of the images (default: 640, or as stored)")
     add("--live", action="store_true", help="draw the simulated images while they are sent")
     add("--height", type=int, default=0, help="height of the images; given with --width")
+    add("--no-page", dest="page", action="store_false", help="without the page of the run")
     return made
 
 

@@ -38,7 +38,7 @@ class Request:
 
     method: a method's name or the path of a model; data: folder with ir/ and vi/; detector: ONNX
     file; pairs: number to send; rate: pairs per second; width, height: of the images, pixels; live:
-    draw the simulated images while they are sent, instead of before.
+    draw the simulated images while they are sent, instead of before; page: evaluate the run.
     Raises ValueError, which names the choices, for values that cannot be used.
     """
 
@@ -51,6 +51,7 @@ class Request:
     width: int = 0
     height: int = 0
     live: bool = False
+    page: bool = True
 
     def __post_init__(self) -> None:
         if min(self.pairs, self.rate, self.width, self.height) < 0:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_ros.commands import CommandError
+from fusion_ros.commands.demo.page import evaluate_run, start_recording
 from fusion_ros.commands.demo.plan import Plan, Request, draw_ahead, make_plan
 from fusion_ros.commands.demo.recorder import Recorder, Summary
 from fusion_ros.harness.processes import Child
@@ -43,7 +44,7 @@ def demonstrate(request: Request, patience: Patience = Patience()) -> Summary:
     shutil.rmtree(logs, ignore_errors=True)
     try:
         logs.mkdir(parents=True)
-        for pattern in ("still_*.png", "fusion.mp4", "summary.json"):
+        for pattern in ("still_*.png", "fusion.mp4", "summary.json", "index.html", "report.json"):
             for old in output.glob(pattern):
                 old.unlink()
     except OSError as error:
@@ -54,7 +55,18 @@ def demonstrate(request: Request, patience: Patience = Patience()) -> Summary:
     if plan.ahead:
         draw_ahead(plan)
     with ros_session(), Rig() as rig:
-        return _record(rig, request, plan, patience)
+        run = start_recording(rig.node, request)
+        try:
+            summary = _record(rig, request, plan, patience)
+        except BaseException:
+            if run is not None:
+                run.discard()
+            raise
+    # With the node ended, its processor time is free for the evaluation.
+    page = None if run is None else evaluate_run(run, request, plan)
+    if page is not None:
+        print(f"page of this run, with a verdict: {page}\n")
+    return summary
 
 
 def _record(rig: Rig, request: Request, plan: Plan, patience: Patience) -> Summary:
