@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: AGPL-3.0-only
+"""Measures over simulated sequences how steadily a detector and the tracker find each object.
+
+    python training/evaluate_tracking.py                        # the shipped detector, all methods
+    python training/evaluate_tracking.py detector=yolov8n_coco.onnx scenes=night,smoke images=100
+
+For each camera alone, each rule and each method: recall (share of the images of an object in which
+it is found), identity breaks (its number changes) and detections of nothing. The street's objects
+are known exactly; one counts where a third of it can be seen and it is 12 pixels high or more.
+Settings are `key=value`:
+
+    detector, methods, pictures, backend, precision, threads, iou   as in evaluate_detection.py
+    confidence  least score of a detection
+    scenes      of the simulated street, comma separated
+    images, rate   of each sequence, and images in a second
+    size        of the images
+    seed        of the street
+    output      folder of the images, tracking.json and tracking.md
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+from evaluate import host, load_networks, versions
+from evaluate_detection import DEFAULTS as DETECTION
+from evaluate_detection import without_nan
+from tqdm import tqdm
+
+from fusion_models.detection import SHIPPED
+from fusion_models.detection.pictures import pictures as all_pictures
+from fusion_models.evaluation.tracks import Record, Seen, total
+from fusion_models.files import write_text
+from fusion_models.pairs import PairSet, list_pairs
+from fusion_models.settings import ConfigError, merge_settings
+from fusion_ros.cameras.street.scene import CameraModel
+from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal
+from fusion_ros.frame.detector import Detector
+from fusion_ros.frame.thermal import GainControl
+from fusion_ros.frame.tracking import Tracker
+from fusion_ros.inference import EngineError, load_engine
+from fusion_ros.size import Size
+
+LEAST_SHARE, LEAST_HEIGHT = 0.33, 12.0
+DEFAULTS = {
+    **{k: DETECTION[k] for k in ("detector", "methods", "pictures", "backend", "precision",
+                                 "threads", "iou")},
+    "confidence": 0.25, "scenes": "day,dusk,night,smoke,glare", "images": 60, "rate": 10.0,
+    "size": "640x480", "seed": 0, "output": "evaluation",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One simulated sequence: its pairs, and what each of them shows."""
+
+    pairs: PairSet
+    truth: list[Seen]
+    seconds: list[float]
+
+
+def simulate(folder: Path, scene: str, images: int, rate: float, size: Size, seed: int) -> Sequence:
+    """Draw a sequence as files, registered and with gain control as in the node."""
+    camera = CameraModel.from_fov(*size, 57.0)
+    rgb, thermal = SimulatedRgb(camera, scene, seed), SimulatedThermal(camera, scene, seed)
+    gain, truth = GainControl(), []
+    seconds = [10 + number / rate for number in range(images)]
+    for name in ("ir", "vi"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number, time_s in enumerate(seconds):
+        stem = f"{number:05d}"
+        cv2.imwrite(str(folder / "vi" / f"{stem}.png"), rgb.render(time_s))
+        cv2.imwrite(str(folder / "ir" / f"{stem}.png"), gain.apply(thermal.render(time_s)))
+        shown = [
+            t for t in rgb.truth(time_s) if t.visible >= LEAST_SHARE and t.height >= LEAST_HEIGHT
+        ]
+        corners = [(t.x, t.y, t.x + t.width, t.y + t.height) for t in shown]
+        truth.append(Seen([t.name for t in shown], [_kind(t.kind) for t in shown], corners))
+    files = list_pairs(folder)[:images]
+    return Sequence(PairSet(f"simulated/{scene}", folder, tuple(files)), truth, seconds)
+
+
+def _kind(name: str) -> str:
+    return "car" if name == "truck" else name  # the detectors differ in where a car ends
+
+
+def found(picture, detector: Detector, tracker: Tracker, seconds: float) -> Seen:
+    """Detections with the numbers of their tracks."""
+    several = tracker.update(detector.detect(picture), seconds, detector.confidence)
+    several = [d for d in several if _kind(d.class_name) in ("person", "bicycle", "car", "bus")]
+    corners = [(d.x, d.y, d.x + d.width, d.y + d.height) for d in several]
+    return Seen([d.track_id for d in several], [_kind(d.class_name) for d in several], corners)
+
+
+def follow(sequence: Sequence, picture, detector: Detector) -> Record:
+    """One row on one sequence."""
+    record, tracker = Record(), Tracker()
+    for pair, truth, seconds in zip(sequence.pairs, sequence.truth, sequence.seconds):
+        record.add(truth, found(picture(pair), detector, tracker, seconds))
+    return record
+
+
+def rows_of(config) -> dict:
+    """The pictures to measure by name."""
+    networks = {}
+    if config.methods != "none":
+        networks = load_networks(config.methods, config.backend, config.precision, config.threads)
+    every = all_pictures(networks)
+    if config.pictures == "all":
+        return every
+    wanted = [p for p in config.pictures.split(",") if p and p != "none"]
+    if unknown := sorted(set(wanted) - set(every)):
+        raise ConfigError(f"no pictures {', '.join(unknown)}; use {', '.join(every)}")
+    return {name: every[name] for name in (*wanted, *networks)}
+
+
+def table(records: dict[str, dict[str, Record]]) -> Iterator[str]:
+    """Lines of the table: all scenes together, and the recall in each."""
+    scenes = list(next(iter(records.values())))
+    head = ["", "recall", "breaks a hundred", "wrong an image", *(f"recall, {s}" for s in scenes)]
+    yield "| " + " | ".join(head) + " |"
+    yield "|---" * len(head) + "|"
+    for name, by_scene in records.items():
+        whole = total(list(by_scene.values())).as_dict()
+        figures = [whole["recall"], whole["breaks a hundred"], whole["wrong an image"]]
+        text = [f"{figures[0]:.3f}", f"{figures[1]:.1f}", f"{figures[2]:.2f}"]
+        text += [f"{record.recall:.3f}" for record in by_scene.values()]
+        yield f"| {name} | " + " | ".join(text) + " |"
+
+
+def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        config = merge_settings(DEFAULTS, arguments)
+        if config.images < 2 or config.rate <= 0:
+            raise ConfigError("images: expected 2 or more; rate: over 0")
+        path = Path(config.detector or SHIPPED)
+        if not path.is_file():
+            raise ConfigError(f"no detector at {path}; give detector=<file.onnx>")
+        detector = Detector(
+            load_engine(path, config.backend, threads=config.threads),
+            confidence=config.confidence, iou=config.iou,
+        )  # fmt: skip
+        rows, size = rows_of(config), Size.parse(config.size)
+        output = Path(config.output)
+        records: dict[str, dict[str, Record]] = {name: {} for name in rows}
+        for scene in config.scenes.split(","):
+            folder = output / "sequences" / scene
+            sequence = simulate(folder, scene, config.images, config.rate, size, config.seed)
+            for name, picture in tqdm(rows.items(), desc=scene, leave=False, disable=None):
+                records[name][scene] = follow(sequence, picture, detector)
+    except (ValueError, OSError, EngineError) as error:
+        print(f"evaluate_tracking.py: {error}", file=sys.stderr)
+        return 2
+    text = "\n".join(table(records)) + "\n"
+    print(text)
+    record = {
+        "command": shlex.join(["python", "training/evaluate_tracking.py", *arguments]),
+        "host": host(), "versions": versions(), "detector": path.name,
+        "rows": {n: {s: r.as_dict() for s, r in by.items()} for n, by in records.items()},
+    }  # fmt: skip
+    write_text(output / "tracking.json", json.dumps(without_nan(record), indent=1) + "\n")
+    write_text(output / "tracking.md", text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
