@@ -39,7 +39,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 KEY := $(shell { cat setup.py constraints.txt constraints-oldest.txt; pwd; } | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test lint test-oldest with-oldest detector gpu-check clean
+.PHONY: help chaos demo test lint test-oldest with-oldest detector gpu-check clean
 .NOTPARALLEL:
 
 help:
@@ -49,6 +49,7 @@ help:
 	@echo 'make lint       what ruff finds in the code and in its format'
 	@echo 'make test-oldest  the tests without ROS and PyTorch, on the oldest Python, numpy, OpenCV'
 	@echo '                and onnxruntime; needs Python 3.10, PYTHON_OLDEST=<path> names one'
+	@echo 'make chaos      runs the node among random faults; MINUTES=30 RATE=30 SEED=1'
 	@echo 'make detector   puts a YOLO at ~/.cache/fusion_ros/; DETECTOR_MODEL=<name or .pt>'
 	@echo 'make gpu-check  what runs on this machine with an NVIDIA GPU, within 10 minutes'
 	@echo 'make clean      removes what builds, tests and demos left, not the environment $(VENV)'
@@ -74,6 +75,10 @@ test-oldest:
 with-oldest: $(VENV)/.test-$(KEY)
 	@env -u PYTHONPATH $(PY) -m pytest $(PYTEST_ARGS)
 
+chaos: $(VENV)/.demo-$(KEY)
+	@$(PY) -m fusion_ros chaos --minutes $(or $(MINUTES),30) --rate $(or $(RATE),30) \
+	  --seed $(or $(SEED),1) --out chaos_output
+
 detector: $(VENV)/.train-$(KEY)
 	@$(PY) training/export_detector.py '$(DETECTOR_MODEL)'
 
@@ -81,7 +86,7 @@ gpu-check: $(VENV)/.test-$(KEY)
 	@$(PY) -m fusion_ros gpu_check --output gpu_check_output
 
 clean:
-	rm -rf build install log dist demo_output benchmark_output gpu_check_output *.egg-info .pytest_cache .ruff_cache
+	rm -rf build install log dist chaos_output demo_output benchmark_output gpu_check_output *.egg-info .pytest_cache .ruff_cache
 	find fusion_ros fusion_models training test launch -name __pycache__ -exec rm -rf {} +
 
 # --- Environments -----------------------------------------------------------------------------

@@ -52,6 +52,9 @@ COMMANDS = {
     "make_bag": Command(
         "fusion_ros.commands.bag.make_bag", "make a bag of simulated cameras, pairs or videos"
     ),
+    "chaos": Command(
+        "fusion_ros.commands.chaos", "run the fusion node among random faults, and account for all"
+    ),
     "doctor": Command(
         "fusion_ros.commands.doctor", "check what this machine has, and how to mend what is wrong"
     ),

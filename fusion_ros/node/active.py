@@ -91,6 +91,7 @@ class Active:
         """Pair an image, if it can be used."""
         configured = self._configured
         camera.hear(msg.header.frame_id)
+        configured.monitor.count(f"{camera.name}_images")
         try:
             stamp = self._stamp(camera, msg)
             compressed.check(msg) if isinstance(msg, CompressedImage) else images.view(msg)

@@ -230,6 +230,7 @@ class Configured:
 
     def _submit_pairs(self, pairs: list[Pair]) -> None:
         for pair in pairs:
+            self.monitor.count("pairs")
             self.pace.pair(pair.visible.stamp_ns)
             apart_ns = pair.thermal.stamp_ns - pair.visible.stamp_ns
             apart_ns += self.pairer.thermal_offset_ns
