@@ -5,6 +5,7 @@ fusion_ros benchmark --method all                  # all four at 640x480
 fusion_ros benchmark --method cfi --data <folder> -p threads:=1
 fusion_ros benchmark --backend null --duration 60  # everything but the network
 fusion_ros benchmark --backend null --rates 30 --search none --check loss=0,p95=15
+fusion_ros benchmark pace --method baffm           # what auto does while others take the cores
 fusion_ros benchmark compare old.json new.json
 fusion_ros benchmark plot benchmark_output/*.json --output benchmark.png
 
@@ -51,6 +52,21 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("a", metavar="A.json")
     two.add_argument("b", metavar="B.json")
     two.set_defaults(action=_compare)
+    paced = actions.add_parser(
+        "pace", help="size and rate over time, with load from another process in the middle"
+    )
+    paced.add_argument("--method", default=Parameters.method, help="fusion method or *.onnx")
+    paced.add_argument("--rate", type=float, default=30.0, help="pairs per second, default 30")
+    paced.add_argument(
+        "--sizes", default="auto,0,320", help="values of processing_size (default: %(default)s)"
+    )
+    paced.add_argument(
+        "--phases", default="20,20,20", help="before, during and after the load, s (%(default)s)"
+    )
+    paced.add_argument("--load", type=int, default=1, help="busy processes, default 1")
+    paced.add_argument("--size", type=_size, default=_SIZE, help="of the RGB images, as 640x480")
+    paced.add_argument("--output", type=Path, default=Path("benchmark_output"))
+    paced.set_defaults(action=_pace)
     drawn = actions.add_parser("plot", help="latency percentiles and loss against rate")
     drawn.add_argument("results", nargs="+", metavar="RESULT.json")
     drawn.add_argument("--output", type=Path, default=Path("benchmark.png"))
@@ -104,6 +120,56 @@ def _plot(options: argparse.Namespace) -> int:
     except MatplotlibMissing as error:
         raise CommandError(str(error), status=1) from None
     print(f"wrote {options.output}")
+    return 0
+
+
+def _pace(options: argparse.Namespace) -> int:
+    from fusion_ros.commands.benchmark.pairs import simulated_pairs
+
+    try:
+        phases = [float(one) for one in options.phases.split(",")]
+        if len(phases) != 3 or min(phases) < 0 or not options.rate > 0 or options.load < 0:
+            raise ValueError(
+                f"--phases {options.phases} --rate {options.rate:g} --load {options.load}: "
+                "expected three durations such as 20,20,20, a positive rate, and no negative load"
+            )
+        sizes = options.sizes.split(",")
+        runs = [
+            (size, Parameters(method=options.method, detect=False, processing_size=size))
+            for size in sizes
+        ]
+        pairs = simulated_pairs(options.size, 10)
+        from fusion_ros.commands.benchmark.pace import (
+            PacePlan,
+            measure_pace,
+            plot_pace,
+            write_pace,
+        )
+
+        options.output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from None
+    from fusion_ros.commands.benchmark.plot import MatplotlibMissing
+    from fusion_ros.harness.processes import ProcessError
+    from fusion_ros.harness.rig import Rig, ros_session
+
+    plan = PacePlan(options.rate, *phases, options.load)
+    name = Path(options.method).stem
+    path = options.output / f"pace_{name}_{options.rate:g}hz.json"
+    try:
+        with ros_session(), Rig() as rig:
+            found = measure_pace(
+                runs, plan, pairs, rig, options.output, lambda text: print(text, flush=True)
+            )
+    except ProcessError as error:
+        raise CommandError(str(error), status=1) from None
+    write_pace(found, plan, options.method, path)
+    try:
+        title = f"{name}, {options.size} at {options.rate:g} Hz"
+        plot_pace(found, plan, title, path.with_suffix(".png"))
+    except MatplotlibMissing as error:
+        print(error)
+    print(f"samples and plot are in {options.output}/")
     return 0
 
 
