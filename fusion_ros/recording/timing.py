@@ -33,7 +33,8 @@ _BINS = 60
 _WANTED = 0.99
 """Share of the pairs that can be made which the recommended tolerance makes."""
 _MARGIN = 1.1
-_LEAST_TOLERANCE_NS = 1_000_000
+_LEAST_TOLERANCE_NS = 5_000_000
+"""Room for a busy day, where stamps agree exactly; at most a quarter of the shorter period."""
 _LEAST_OFFSET_NS = 1_000_000
 _STEADY_PPM = 500.0
 """Rates that agree to this belong to cameras with one trigger, or of one kind."""
@@ -326,7 +327,9 @@ def recommend(thermal: Times, rgb: Times, clocks: Clocks, queue_size: int = 10) 
     if not best.pairs:
         return Recommendation(0.03, offset, 0, f"{reason}; but no images lie near each other")
     reach = float(np.quantile(np.abs(best.distances_ms), _WANTED)) * 1e6
-    tolerance_ms = math.ceil(max(reach * _MARGIN, _LEAST_TOLERANCE_NS) * 1e-6)
+    shortest_ns = 1e6 * min(stream.period_ms for stream in streams if stream.period_ms)
+    least_ns = min(_LEAST_TOLERANCE_NS, shortest_ns / 4)
+    tolerance_ms = math.ceil(max(reach * _MARGIN, least_ns) * 1e-6)
     # The pairs depend on the tolerance: those that it makes are counted, not those that it should.
     while (
         tolerance_ms * 1e-3 < widest_s

@@ -104,7 +104,7 @@ def test_cameras_with_a_constant_distance_of_their_images_are_shifted_onto_each_
     rgb.logs[:] = rgb.stamps
     found = recommend(thermal, rgb, compare_clocks(thermal, rgb))
     assert found.thermal_time_offset == pytest.approx(-0.012, abs=1e-3)
-    assert found.tolerance <= 0.003
+    assert found.tolerance <= 0.005
 
 
 def test_one_camera_alone_gets_the_usual_settings_and_a_reason():

@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _request(a: argparse.Namespace) -> Request:
-    from fusion_ros.commands.bag.request import Request, read_settings
+    from fusion_ros.commands.bag.request import Request, method_name, read_settings
     from fusion_ros.inference.models import list_methods
 
     detector = a.detector if a.detector not in (None, "default") else None
@@ -130,7 +130,7 @@ def _request(a: argparse.Namespace) -> Request:
     for name in a.methods:
         methods += list_methods() if name == "all" else [name]
     methods = list(dict.fromkeys([*methods, *a.model])) or [settings.method]
-    stems = [Path(name).stem if name.endswith(".onnx") else name for name in methods]
+    stems = [method_name(name) for name in methods]
     if len(set(stems)) < len(stems):
         raise CommandError(f"two methods have one name: {', '.join(methods)}")
     try:

@@ -24,7 +24,7 @@ import fusion_ros
 from fusion_models.evaluation.alignment import Shift, pooled_shift
 from fusion_models.evaluation.temporal import brightness_variation
 from fusion_ros.commands.bag.offline import OfflineNode, PairOfMessages
-from fusion_ros.commands.bag.request import Request, plain
+from fusion_ros.commands.bag.request import Request, method_name, plain
 from fusion_ros.commands.bag.samples import Sample, Shot, mean_figures, measure
 from fusion_ros.commands.bag.survey import Survey, look_through
 from fusion_ros.commands.bag.verdict import verdict_of
@@ -77,17 +77,13 @@ class _Method:
     """One pipeline with its settings and monitor."""
 
     def __init__(self, settings: Settings, log: Callable[[str], None]) -> None:
-        self.name = _name(settings.method)
+        self.name = method_name(settings.method)
         self.monitor = Monitor()
         network = load_network(settings, None, log)
         self.pipeline = Pipeline(settings, network, self.monitor)
         self.fused = 0
         self.rejected = 0
         self.problem = ""
-
-
-def _name(method: str) -> str:
-    return Path(method).stem if method.endswith(".onnx") else method
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from fusion_ros.commands.bag import charts
+from fusion_ros.commands.bag.request import method_name
 from fusion_ros.commands.bag.samples import RULES, SOURCES, Sample
 from fusion_ros.commands.bag.verdict import size_that_holds
 
@@ -65,7 +66,7 @@ def settings_file(report: dict[str, Any]) -> str:
         if name not in values and value != _plain(getattr(usual, name)):
             values[name] = value
     # A model is named by its path; the report names it by the path's stem.
-    paths = {Path(m).stem: m for m in report["request"]["methods"] if m.endswith(".onnx")}
+    paths = {method_name(method): method for method in report["request"]["methods"]}
     values["method"] = paths.get(values["method"], values["method"])
     size = size_that_holds(report)
     if size and "processing_size" not in values:

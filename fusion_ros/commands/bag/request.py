@@ -11,7 +11,10 @@ from typing import Any
 from fusion_ros.commands import CommandError
 from fusion_ros.frame.settings import ParameterError, Settings
 
-__all__ = ["Request", "read_settings"]
+__all__ = ["RESERVED", "Request", "method_name", "plain", "read_settings"]
+
+RESERVED = ("thermal", "rgb", "average", "maximum")
+"""Rows of every report, which no method is called."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class Request:
         values = {name: getattr(self, name) for name in kept}
         values["methods"] = list(self.methods)
         return {**values, "given": list(self.given), "settings": plain(self.settings)}
+
+
+def method_name(method: str) -> str:
+    """What a method is called in a report: a model given by its path by its file's stem."""
+    if not method.endswith(".onnx"):
+        return method
+    path = Path(method)
+    return path.name if path.stem in RESERVED else path.stem
 
 
 def plain(settings: Settings) -> dict[str, Any]:

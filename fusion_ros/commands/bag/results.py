@@ -13,7 +13,7 @@ from typing import Any
 
 from fusion_ros.recording.storage import BagError
 
-__all__ = ["PAGE", "REPORT", "SETTINGS", "fingerprint", "finished", "write_files"]
+__all__ = ["PAGE", "REPORT", "SETTINGS", "OutputError", "fingerprint", "finished", "write_files"]
 
 PAGE, REPORT, SETTINGS = "index.html", "report.json", "settings.yaml"
 

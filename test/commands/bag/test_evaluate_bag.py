@@ -17,9 +17,11 @@ pytest.importorskip("mcap")
 pytest.importorskip("jinja2")
 pytest.importorskip("tqdm")
 pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
 pytest.importorskip("yaml")
 
 import yaml
+from support import write_fusion_onnx
 from support_bags import OFFSET_S, small_plan
 
 from fusion_ros.commands import main
@@ -301,3 +303,14 @@ def test_compressed_images_are_evaluated_too(tmp_path):
     assert report["streams"]["thermal"]["encodings"] == ["png 80x64"]
     assert report["pairs"]["share"]["used"] == 1
     assert np.isfinite(report["quality"]["rows"]["rgb"]["VIF"])
+
+
+def test_a_model_with_the_name_of_a_row_is_told_from_it(bag, tmp_path):
+    model = write_fusion_onnx(tmp_path / "average.onnx")
+    more = ["--backend", "onnxruntime_cpu", "--model", model, "--every", "8"]
+    assert evaluate(bag, tmp_path / "out", *more) == 0
+    rows = report_of(tmp_path / "out")["quality"]["rows"]
+    assert "average.onnx" in rows
+    # The model averages, too, but for colours that are converted there and back.
+    assert rows["average.onnx"]["VIF"] == pytest.approx(rows["average"]["VIF"], rel=0.1)
+    assert f'method: "{model}"' in (tmp_path / "out" / "settings.yaml").read_text()
