@@ -39,7 +39,7 @@ from pathlib import Path
 
 import cv2
 import torch
-from evaluate import host, load_networks, versions
+from evaluate import Network, host, load_networks, versions
 from tqdm import tqdm
 
 from fusion_models.boxes import BoxReport
@@ -118,7 +118,7 @@ def simulated_sets(folder: Path, count: int, size: Size) -> dict[str, PairSet]:
     """Simulated pairs of all kinds for training and validation, of different streets."""
     sets = {}
     for split, pairs, seed in (("train", count, 0), ("val", max(1, count // 4), 100_000)):
-        root = folder / "simulated" / split
+        root = folder / f"simulated_{size}" / split
         wanted = pairs * len(KINDS + ORDINARY)
         if not (root / "ir").is_dir() or len(list((root / "ir").iterdir())) < wanted:
             street.export(root, pairs, size, KINDS + ORDINARY, seed)
@@ -126,8 +126,9 @@ def simulated_sets(folder: Path, count: int, size: Size) -> dict[str, PairSet]:
     return sets
 
 
-def prepare(config, kinds: dict[str, Picture], networks: list[str], folder: Path) -> Path:
+def prepare(config, kinds: dict[str, Picture], networks: dict[str, Network], folder: Path) -> Path:
     """Write the data set; prints what the labels hold and what is wrong with them."""
+    marks = {name: network.as_dict()["sha256"][:8] for name, network in networks.items()}
     classes = config.classes.split(",")
     parts: dict[str, list[Part]] = {"train": [], "val": []}
     held = [name for name in (*VALIDATED, *networks) if name in kinds] or list(kinds)
@@ -139,17 +140,17 @@ def prepare(config, kinds: dict[str, Picture], networks: list[str], folder: Path
             small = first.shape[0] <= SMALL
             shown = kinds if split == "train" else {k: kinds[k] for k in held}
             draws = config.draws if split == "train" else int(small)
-            pairs = resized_pairs(
-                pairs, folder / "pairs" / pairs.name, fusing_size(*first.shape[1::-1], config.size)
-            )
-            parts[split].append(Part(pairs, labels, shown, draws))
+            fused = fusing_size(*first.shape[1::-1], config.size)
+            place = folder / f"pairs_{config.size}" / pairs.name
+            pairs = resized_pairs(pairs, place, fused)
+            parts[split].append(Part(pairs, labels, shown, draws, marks))
         if config.simulated:
             size = Size(config.size, config.size * 3 // 4)
             pairs = simulated_sets(folder, config.simulated, size)[split]
             labels, _ = read_labels(pairs, classes, report)
             shown = kinds if split == "train" else {k: kinds[k] for k in held}
             draws = config.draws if split == "train" else 1
-            parts[split].append(Part(pairs, labels, shown, draws))
+            parts[split].append(Part(pairs, labels, shown, draws, marks))
         print(f"{split}: {report}", flush=True)
     with tqdm(desc="pictures", unit="", mininterval=2.0) as bar:
         return write_dataset(folder, parts, classes, config.seed, lambda name: bar.update())
@@ -181,7 +182,7 @@ def train(config, data: Path, output: Path) -> dict:
         torch.set_num_threads(config.threads)
     computes = precision(config.precision)
     run, started = output / "run", time.monotonic()
-    pictures = len(list((data.parent / "images" / "train").glob("*.jpg")))
+    pictures = len((data.parent / "train.txt").read_text().splitlines())
     epochs = config.epochs
     if config.max_steps:
         epochs = max(1, math.ceil(config.max_steps * config.batch / pictures))
@@ -202,8 +203,9 @@ def train(config, data: Path, output: Path) -> dict:
             raise ConfigError(f"resume=true, but {last} does not exist; check output=")
         settings = {"resume": str(last), "device": settings["device"]}
     trainer = FusedTrainer(bf16=computes == "bf16", overrides=settings)
-    _stop_after(trainer, config.max_steps)
-    trainer.train()
+    with tqdm(total=config.max_steps or None, desc="steps", unit="", mininterval=2.0) as bar:
+        watch(trainer, config.max_steps, bar)
+        trainer.train()
     metrics = {k: round(float(v), 4) for k, v in trainer.metrics.items() if "metrics/" in k}
     return {
         "minutes": round((time.monotonic() - started) / 60, 1),
@@ -216,17 +218,26 @@ def train(config, data: Path, output: Path) -> dict:
     }
 
 
-def _stop_after(trainer, steps: int) -> None:
-    """End the training after `steps` steps (0: after its epochs)."""
-    done = 0
+def watch(trainer, steps: int, bar: tqdm) -> None:
+    """Show each step, and each epoch's validation; end after `steps` (0: when epochs are over)."""
 
-    def count(trainer) -> None:
-        nonlocal done
-        done += 1
-        if steps and done >= steps:
+    def step(trainer) -> None:
+        bar.total = steps or trainer.epochs * len(trainer.train_loader)
+        bar.update()
+        if steps and bar.n >= steps:
             trainer.stop = True
 
-    trainer.add_callback("on_train_batch_end", count)
+    def start(trainer) -> None:
+        bar.n = trainer.start_epoch * len(trainer.train_loader)
+
+    def epoch(trainer) -> None:
+        shown = {k: v for k, v in trainer.metrics.items() if "mAP" in k}
+        text = ", ".join(f"{k.partition('/')[2]} {v:.3f}" for k, v in shown.items())
+        tqdm.write(f"epoch {trainer.epoch + 1} of {trainer.epochs}: {text}")
+
+    trainer.add_callback("on_train_start", start)
+    trainer.add_callback("on_train_batch_end", step)
+    trainer.add_callback("on_fit_epoch_end", epoch)
 
 
 def export(config, output: Path, record: dict) -> Path:
@@ -279,7 +290,7 @@ def main(arguments: list[str], say: Callable[[str], None] = print) -> int:
         kinds = choose(all_pictures(networks), config.pictures)
         output = Path(config.output)
         output.mkdir(parents=True, exist_ok=True)
-        data = prepare(config, kinds, list(networks), output / "data")
+        data = prepare(config, kinds, networks, output / "data")
         if not config.epochs:
             say(str(data))
             return 0

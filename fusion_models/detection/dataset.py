@@ -3,6 +3,7 @@
 
     <folder>/images/<split>/<picture>-<set>-<stem>.jpg
     <folder>/labels/<split>/<picture>-<set>-<stem>.txt     class x y width height, in our classes
+    <folder>/<split>.txt                                   the pictures that belong to it
     <folder>/data.yaml, <folder>/dataset.json
 
 Labels come in YOLO form beside the pairs (`fusion_models.boxes`), or in COCO form as
@@ -171,12 +172,15 @@ class Part:
 
     Attributes:
         pictures: by name; each pair gives `draws` of them, chosen at random (0: all).
+        marks: added to the name of a picture's files, say the checksum of its network: pictures of
+            an older network are then not taken for those of the new one.
     """
 
     pairs: PairSet
     labels: Mapping[str, Boxes]
     pictures: Mapping[str, Picture]
     draws: int = 0
+    marks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -209,6 +213,7 @@ def write_dataset(
         images, labels = folder / "images" / split, folder / "labels" / split
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(parents=True, exist_ok=True)
+        listed = []
         for part in several:
             names = list(part.pictures)
             for files, stem in zip(part.pairs.files, part.pairs.stems):
@@ -221,7 +226,8 @@ def write_dataset(
                 pair: ImagePair | None = None
                 for name in chosen:
                     set_name = part.pairs.name.replace("/", "_")
-                    file = f"{name.replace(' ', '_')}-{set_name}-{stem}"
+                    mark = f"@{part.marks[name]}" if name in part.marks else ""
+                    file = f"{name.replace(' ', '_')}{mark}-{set_name}-{stem}"
                     target = images / f"{file}.jpg"
                     if not target.is_file() or not (labels / f"{file}.txt").is_file():
                         if pair is None:
@@ -229,17 +235,19 @@ def write_dataset(
                         boxes = _write_picture(target, part.pictures[name](pair), part.labels[stem])
                         write_text(labels / f"{file}.txt", boxes.as_yolo())
                     lines = (labels / f"{file}.txt").read_text().splitlines()
+                    listed.append(f"./images/{split}/{file}.jpg\n")
                     written.pictures[split] += 1
                     written.kinds[name] += 1
                     written.objects.update(
                         f"{split} {classes[int(line.split()[0])]}" for line in lines
                     )
                     each(file)
+        write_text(folder / f"{split}.txt", "".join(listed))
     text = json.dumps(
         {
             "path": str(folder.resolve()),
-            "train": "images/train",
-            "val": "images/val",
+            "train": "train.txt",
+            "val": "val.txt",
             "names": dict(enumerate(classes)),
         },
         indent=1,

@@ -24,8 +24,8 @@ from fusion_ros.size import Size  # noqa: E402
 def test_each_row_is_measured_on_each_scene(tmp_path, capsys):
     detector = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
     arguments = [
-        f"detector={detector}", "methods=none", "pictures=visible,mean .8", "scenes=day", "images=2",
-        "size=96x72", f"output={tmp_path}", "threads=1",
+        f"detector={detector}", "methods=none", "pictures=visible,mean .8", "scenes=day",
+        "images=2", "size=96x72", f"output={tmp_path}", "threads=1",
     ]  # fmt: skip
     assert evaluate_tracking.main(arguments) == 0
     rows = json.loads((tmp_path / "tracking.json").read_text())["rows"]

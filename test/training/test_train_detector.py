@@ -148,6 +148,36 @@ def test_a_detector_is_trained_exported_resumed_and_measured(
     assert (tmp_path / "evaluation" / "misses_street_test.html").is_file()
 
 
+@pytest.mark.slow
+def test_a_training_that_was_killed_goes_on_from_its_last_epoch(
+    yolo, data, tmp_path, monkeypatch, capsys
+):
+    settings = [
+        f"start={yolo}", f"data={data}", "methods=none", "pictures=visible", "simulated=0", "size=64",
+        "batch=4", "epochs=2", "threads=1", "precision=bf16", f"output={tmp_path}",
+    ]  # fmt: skip
+    watch = train_detector.watch
+
+    def kill(trainer, *rest):
+        watch(trainer, *rest)
+
+        def end(trainer):
+            raise KeyboardInterrupt
+
+        trainer.add_callback("on_model_save", end)
+
+    monkeypatch.setattr(train_detector, "watch", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train_detector.main(settings)
+    assert not (tmp_path / "detector.onnx").exists()
+    monkeypatch.setattr(train_detector, "watch", watch)
+    assert train_detector.main([*settings, "resume=true"]) == 0
+    assert "epoch 2 of 2: mAP50" in capsys.readouterr().out
+    card = json.loads((tmp_path / "detector.json").read_text())
+    assert card["training"]["epochs"] == 2 and card["training"]["precision"] == "bf16"
+    assert type(load_yolo(tmp_path / "run" / "weights" / "last.pt")).__name__ == "DetectionModel"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -156,9 +157,22 @@ def test_a_data_set_has_a_label_file_for_each_picture_and_is_not_written_twice(p
     def never(pair):
         raise AssertionError("it was there already")
 
+    listed = (folder / "train.txt").read_text().splitlines()
+    assert sorted(Path(line).stem for line in listed) == names
     again = Part(pairs, labels, dict.fromkeys(kinds, never), draws=2)
     write_dataset(folder, {"train": [again]})
     assert sorted(p.stem for p in (folder / "images" / "train").iterdir()) == names
+
+
+def test_pictures_of_an_older_network_are_not_taken_for_those_of_the_new_one(pairs, tmp_path):
+    label(pairs, "00001N", "0 .5 .5 .2 .4\n")
+    labels, _ = read_labels(pairs)
+    for mark in ("old", "new"):
+        part = Part(pairs, labels, {"visible": SOURCES["visible"]}, marks={"visible": mark})
+        write_dataset(tmp_path, {"train": [part]})
+    assert len(list((tmp_path / "images" / "train").iterdir())) == 2
+    listed = (tmp_path / "train.txt").read_text().splitlines()
+    assert listed == ["./images/train/visible@new-street_train-00001N.jpg"]
 
 
 def test_pairs_are_brought_to_another_size_once(pairs, tmp_path):
