@@ -153,8 +153,8 @@ def test_a_training_that_was_killed_goes_on_from_its_last_epoch(
     yolo, data, tmp_path, monkeypatch, capsys
 ):
     settings = [
-        f"start={yolo}", f"data={data}", "methods=none", "pictures=visible", "simulated=0", "size=64",
-        "batch=4", "epochs=2", "threads=1", "precision=bf16", f"output={tmp_path}",
+        f"start={yolo}", f"data={data}", "methods=none", "pictures=visible", "simulated=0",
+        "size=64", "batch=4", "epochs=2", "threads=1", "precision=bf16", f"output={tmp_path}",
     ]  # fmt: skip
     watch = train_detector.watch
 
