@@ -11,6 +11,7 @@ __all__ = ["Problem", "best_method", "problems", "size_that_holds", "verdict_of"
 _FEW_PAIRS = 0.95
 _FAR_PX = 2.0
 _MUCH_HIDDEN = 0.10
+_MORE_LOST = 0.05
 _RANKED = ("VIF", "Qabf", "SSIM")
 
 
@@ -59,10 +60,22 @@ def _method_sentence(report: dict[str, Any]) -> str:
     shown = {"thermal": "the thermal image", "rgb": "the RGB image"}[alone]
     others = [name for name in report["quality"]["methods"] if name != best]
     use = f"Use {best}" + (f" rather than {', '.join(others)}" if others else "")
-    lost, objects = rows[best].get("lost"), ""
+    lost, objects, loses_more = rows[best].get("lost"), "", False
     if lost is not None:
-        objects = f" and loses {100 * lost:.0f} % of {rows[best]['objects']} objects"
+        source = min(("thermal", "rgb"), key=lambda name: rows[name]["lost"])
+        least = rows[source]["lost"]
+        loses_more = lost > least + _MORE_LOST
+        name = {"thermal": "thermal", "rgb": "RGB"}[source]
+        objects = (
+            f" and loses {100 * lost:.0f} % of {rows[best]['objects']} objects ({name} alone: "
+            f"{100 * least:.0f} %)"
+        )
     what = f"it hides structure of a camera in {hidden[best]:.1f} % of the picture{objects}"
+    if loses_more:
+        return (
+            f"{use} with care: {what}, which is more; {shown} alone hides structure in "
+            f"{hidden[alone]:.1f} %."
+        )
     if hidden[best] < hidden[alone] - 0.5:
         return (
             f"{use}: {what}, while {shown} alone lacks it in {hidden[alone]:.1f} % and the average "
