@@ -20,11 +20,14 @@ __all__ = ["check", "encode_jpeg", "thermal_array", "visible_bgr"]
 
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xae\x42\x60\x82"
+_PNG_FIRST, _PNG_LAST = b"IHDR", b"IEND"
+_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _PADDING = 64
 """Bytes that a driver may leave after the end of an image."""
-_MOST_PIXELS = 1 << 26
+_MOST_PIXELS = 1 << 25
 """Larger than every camera's image: a header that claims more would only fill the memory."""
+_PIXELS_A_BYTE, _FREE_PIXELS = 2000, 1 << 20
+"""A PNG packs at most 1032 bytes into one; a small image may claim `_FREE_PIXELS` all the same."""
 _ENCODINGS = {
     (1, "uint8"): "mono8",
     (3, "uint8"): "bgr8",
@@ -52,8 +55,7 @@ def check(msg: Any) -> None:
         if end.rstrip(b"\0")[-2:] != _JPEG_END and _JPEG_END not in end:
             raise _cut_off("JPEG", data.nbytes)
     elif begin == _PNG:
-        if _PNG_END not in end:
-            raise _cut_off("PNG", data.nbytes)
+        _check_chunks(data)
     else:
         raise ImageError(
             f"the data of format '{name[:80]}' begins with {begin[:4].hex(' ')}: expected a JPEG "
@@ -87,8 +89,14 @@ def _decode(msg: Any) -> tuple[np.ndarray, str]:
     check(msg)
     data = np.frombuffer(msg.data, np.uint8)
     size = _claimed_size(data)
-    if size is not None and size.width * size.height > _MOST_PIXELS:
-        raise ImageError(f"the compressed image claims to be {size}: expected a camera's image")
+    if size is None:
+        raise ImageError(f"the JPEG of {data.size} bytes is damaged: its header has no size")
+    most = min(_MOST_PIXELS, _FREE_PIXELS + _PIXELS_A_BYTE * data.size)
+    if size.width * size.height > most:
+        raise ImageError(
+            f"the compressed image of {data.size} bytes claims to be {size}: it is damaged, or no "
+            "camera's image"
+        )
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -105,6 +113,26 @@ def _decode(msg: Any) -> tuple[np.ndarray, str]:
     # The data is in the order that the last word names; OpenCV takes it for RGB and gives BGR.
     stored = str(msg.format).rpartition("compressed")[2].strip()
     return pixels, _SWAPPED.get(encoding, encoding) if stored.startswith("rgb") else encoding
+
+
+def _check_chunks(data: memoryview) -> None:
+    """Raise `ImageError` unless a PNG is a whole row of chunks, without animation.
+
+    OpenCV takes memory for what a chunk claims to be, which can be 4 GB in a file of 100 bytes.
+    """
+    at, first = len(_PNG), True
+    while at + 12 <= data.nbytes:
+        length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        at += 12 + length
+        if first is not (kind == _PNG_FIRST) or kind in _ANIMATION:
+            raise ImageError(
+                f"the PNG of {data.nbytes} bytes is damaged or animated: it has a chunk "
+                f"{kind!r} where none belongs"
+            )
+        first = False
+        if kind == _PNG_LAST and at <= data.nbytes:
+            return
+    raise _cut_off("PNG", data.nbytes)
 
 
 def _claimed_size(data: np.ndarray) -> Size | None:

@@ -162,11 +162,13 @@ class GainControl:
         if frame.dtype != self._dtype:
             self.reset()
             self._dtype = frame.dtype
-        wanted, median = self._measure(frame)
+        wanted, median, mean = self._measure(frame)
         span = wanted[1] - wanted[0]
         least = self.min_span * (_FLOAT_COUNT if frame.dtype == np.float32 else 1)
         if span < least:
-            wanted += np.array([-0.5, 0.5]) * (least - span)
+            # Around the mean, as far as both ends allow: noise moves the ends, not the mean.
+            centre = min(max(mean, wanted[1] - least / 2), wanted[0] + least / 2)
+            wanted = np.array([centre - least / 2, centre + least / 2])
         now = self._limits
         if self.mode == "fixed":
             relation = self.radiometry or radiometry_of(frame.dtype, median)
@@ -178,17 +180,18 @@ class GainControl:
             self._limits = now + move * self._allowed_share(now, move)
         return self._limits
 
-    def _measure(self, frame: np.ndarray) -> tuple[np.ndarray, float]:
-        """The wanted limits and the median of this frame, in counts."""
+    def _measure(self, frame: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """The wanted limits, the median and the mean between the percentiles, in counts."""
         stride = max(1, int(np.sqrt(frame.size / _SAMPLES)))
         samples = _with_data(frame[::stride, ::stride])
         last = samples.size - 1
         ranks = [round(last * share / 100) for share in (self.low, 50, self.high)]
         samples.partition(ranks)
         low, median, high = samples[ranks].tolist()
+        mean = float(samples[ranks[0] : ranks[2] + 1].mean(dtype=np.float64))
         if self.mode == "linear":
             low, high = self._extremes(frame)
-        return np.array([low, high], np.float64), median
+        return np.array([low, high], np.float64), median, mean
 
     def _equalise(
         self, frame: np.ndarray, rows: slice, low: float, high: float, out: np.ndarray

@@ -75,7 +75,7 @@ def test_an_image_that_is_cut_off_is_refused(suffix):
         ("16UC1; compressedDepth png", b"\0" * 12 + b"\x89PNG\r\n\x1a\n", "compressedDepth"),
         ("h264", b"\0\0\0\1\x67", "expected a JPEG or a PNG"),
         ("jpeg", b"", "no data"),
-        ("jpeg", b"\xff\xd8\xff" * 50 + b"\xff\xd9", "cannot decode"),
+        ("jpeg", b"\xff\xd8\xff" * 50 + b"\xff\xd9", "header has no size"),
         ("a" * 100_000, b"12345678", "begins with"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusion_ros.frame.radiometry import PRESETS
-from fusion_ros.frame.thermal import GainControl
+from fusion_ros.frame.thermal import MODES, GainControl
 
 HEIGHT, WIDTH = 120, 160
 BACKGROUND = (slice(None), slice(0, 60))
@@ -383,3 +383,18 @@ def test_a_frame_that_is_not_thermal_is_refused(frame):
         ValueError, match="expected .H, W. uint8, uint16, int16 or float32 in native"
     ):
         GainControl().apply(frame)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("flat", [False, True], ids=["a scene", "one temperature"])
+def test_the_mean_of_a_static_scene_varies_by_less_than_a_grey_level(mode, flat):
+    rng, gain = np.random.default_rng(1), GainControl(mode)
+    scene = np.full((240, 320), 29315.0)
+    if not flat:
+        scene += np.linspace(0, 400, 320)
+        scene[80:200, 120:180] = 30600
+    means = [
+        gain.apply((scene + rng.normal(0, 8, scene.shape)).astype(np.uint16)).mean()
+        for _ in range(120)
+    ]
+    assert np.ptp(means[20:]) < 1
