@@ -8,7 +8,9 @@ import itertools
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -27,6 +29,7 @@ from fusion_ros.node.diagnostics import Level
 from fusion_ros.node.fuse_node import FuseNode
 from fusion_ros.node.outputs import FUSED
 
+ROOT = Path(__file__).resolve().parents[2]
 SECOND = 1_000_000_000
 PATIENCE_S = 60
 names = (f"field_{number}" for number in itertools.count())
@@ -482,3 +485,29 @@ def test_a_bond_shows_signs_of_life_until_the_node_is_stuck_or_inactive():
 def test_without_the_package_bond_there_is_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "bond", None)
     assert Bond.start(SimpleNamespace()) is None
+
+
+def test_the_sros2_policy_names_each_topic_and_service_of_the_node(field):
+    rig = field()
+    node, prefix = rig._local, f"/{rig.namespace}/"
+    policy = ElementTree.parse(ROOT / "config" / "sros2_policy.xml")
+    own = {f"{prefix}fuse_node/": "~/", prefix: ""}
+
+    def short(name: str) -> str:
+        for full, start in own.items():
+            if name.startswith(full):
+                return start + name[len(full) :]
+        return name
+
+    topics, services = ({one.text for one in policy.iter(kind)} for kind in ("topic", "service"))
+    used = {short(one.topic_name) for one in (*node.publishers, *node.subscriptions)}
+    assert used <= topics, used - topics
+    assert {"fused/image", "rgb/image_raw"} <= used
+    offered = {
+        short(name)
+        for name, _ in node.get_service_names_and_types_by_node(
+            node.get_name(), node.get_namespace()
+        )
+    }
+    assert offered <= services, offered - services
+    assert "~/change_state" in offered
