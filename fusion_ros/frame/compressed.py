@@ -8,6 +8,7 @@ of the original image, then what the data is, such as `16UC1; png compressed` or
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import cv2
@@ -116,21 +117,28 @@ def _decode(msg: Any) -> tuple[np.ndarray, str]:
 
 
 def _check_chunks(data: memoryview) -> None:
-    """Raise `ImageError` unless a PNG is a whole row of chunks, without animation.
+    """Raise `ImageError` unless a PNG is a row of undamaged chunks, without animation.
 
     OpenCV takes memory for what a chunk claims to be, which can be 4 GB in a file of 100 bytes.
     """
     at, first = len(_PNG), True
     while at + 12 <= data.nbytes:
         length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
-        at += 12 + length
+        chunk, at = data[at + 4 : at + 8 + length], at + 12 + length
+        if at > data.nbytes:
+            break
+        if zlib.crc32(chunk) != int.from_bytes(data[at - 4 : at], "big"):
+            raise ImageError(
+                f"the PNG of {data.nbytes} bytes is damaged: the checksum of its chunk {kind!r} "
+                "is wrong; check the transport"
+            )
         if first is not (kind == _PNG_FIRST) or kind in _ANIMATION:
             raise ImageError(
                 f"the PNG of {data.nbytes} bytes is damaged or animated: it has a chunk "
                 f"{kind!r} where none belongs"
             )
         first = False
-        if kind == _PNG_LAST and at <= data.nbytes:
+        if kind == _PNG_LAST:
             return
     raise _cut_off("PNG", data.nbytes)
 

@@ -59,6 +59,7 @@ class FuseNode(GuardedNode):
         self._logged: set[str] = set()
         self._state = "unconfigured"
         self._problem = ""
+        self.reporter: Reporter | None = None
         self.stuck = False
         self.on_stuck: Callable[[], None] = lambda: None
         super().__init__("fuse_node", **kwargs)
@@ -102,7 +103,9 @@ class FuseNode(GuardedNode):
 
     def destroy_node(self) -> None:
         """End the diagnostics and destroy the node."""
-        self.reporter.stop()
+        # rclpy calls this, too, where its constructor fails.
+        if self.reporter is not None:
+            self.reporter.stop()
         super().destroy_node()
 
     # --- For its parts --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from types import SimpleNamespace
 
 import cv2
@@ -88,6 +89,7 @@ def test_what_is_no_image_is_refused_in_a_short_text(form, data, says):
 def test_a_header_that_claims_an_absurd_size_is_refused_before_memory_is_taken():
     data = bytearray(cv2.imencode(".png", BGR)[1].tobytes())
     data[16:24] = (60000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     with pytest.raises(ImageError, match="60000x60000"):
         visible_bgr(SimpleNamespace(format="png", data=bytes(data)))
     data = bytearray(encode_jpeg(BGR, 90).tobytes())
@@ -95,3 +97,10 @@ def test_a_header_that_claims_an_absurd_size_is_refused_before_memory_is_taken()
     data[at + 5 : at + 9] = (60000).to_bytes(2, "big") * 2
     with pytest.raises(ImageError, match="60000x60000"):
         visible_bgr(SimpleNamespace(format="jpeg", data=bytes(data)))
+
+
+def test_a_png_whose_bytes_are_damaged_is_refused():
+    data = bytearray(cv2.imencode(".png", BGR)[1].tobytes())
+    data[60] ^= 1
+    with pytest.raises(ImageError, match="checksum of its chunk"):
+        check(SimpleNamespace(format="png", data=bytes(data)))
