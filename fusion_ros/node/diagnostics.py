@@ -361,8 +361,8 @@ class Diagnostics:
         if now.last_fused_s is not None:
             idle_s = min(idle_s, now.last_fused_s)
         if idle_s > max(2.0, 2 * parameters.camera_timeout):
-            silent = [camera.name for camera in self._cameras if camera.silent]
-            why = f", since there are no images of {' and '.join(silent)}" if silent else ""
+            missed = [one.name for one in self._cameras if one.silent or one.share_refused == 1]
+            why = f", since there are no usable images of {' and '.join(missed)}" if missed else ""
             conditions.append(Condition(Level.ERROR, f"no image was fused for {idle_s:.0f} s{why}"))
         if self._unpaired:
             conditions.append(Condition(Level.ERROR, self._unpaired))

@@ -248,6 +248,15 @@ def test_signals_end_a_busy_process_cleanly(start, average, state, signals):
     end_cleanly(process, signals)
 
 
+def test_a_frame_that_never_ends_ends_the_process_where_that_is_asked_for(start, average):
+    parameters = ["detect:=false", f"method:={average}", "stuck_timeout:=0.2"]
+    process = start("-c", SLOW["fusing"] + RUN, parameters=[*parameters, "exit_when_stuck:=true"])
+    process.wait_for("busy")
+    assert process.end() == 3
+    assert "a frame has not been done for" in process.log
+    assert "Traceback" not in process.log
+
+
 LATE = """
 import os, signal
 
