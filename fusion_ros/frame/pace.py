@@ -7,14 +7,18 @@ measuring are done elsewhere, so tests run this module on a clock of their own.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 __all__ = ["SIZES", "START_ON_CPU", "Change", "Pace", "PaceState", "sizes_for"]
+
+T = TypeVar("T")
 
 SIZES = (
     *(2560, 2048, 1600, 1280, 1024, 896, 768, 640, 576, 512, 448, 400, 352, 320, 288, 256, 224),
@@ -360,7 +364,7 @@ class Pace:
 
     def _recent(self, now: float, window: float) -> list[_Frame]:
         """Frames of the latest `window` seconds; at a low rate, some that are older."""
-        recent = [frame for frame in self._frames if now - frame.end <= window]
+        recent = _latest(self._frames, lambda frame: now - frame.end <= window)
         return recent if len(recent) >= _FRAMES else list(self._frames)[-_FRAMES:]
 
     def _wanted(self, now: float) -> float | None:
@@ -368,7 +372,7 @@ class Pace:
 
         Counted by stamps, so that pairs are not forgotten that never reached a busy node.
         """
-        pairs = [pair for pair in self._pairs if now - pair[0] <= _LONG_WINDOW_S]
+        pairs = _latest(self._pairs, lambda pair: now - pair[0] <= _LONG_WINDOW_S)
         if len(pairs) < _FRAMES:
             pairs = list(self._pairs)[-_FRAMES:]
         if len(pairs) < 4:
@@ -385,7 +389,7 @@ class Pace:
     def _lost_share(self, now: float) -> float:
         """Share of the pairs of the latest time that were lost; 0 if fewer are wanted anyway."""
         start = max(now - _LONG_WINDOW_S, self._since)
-        pairs = sum(at >= start for at, _ in self._pairs)
+        pairs = len(_latest(self._pairs, lambda pair: pair[0] >= start))
         lost = sum(at >= start for at in self._lost)
         rate = pairs / (now - start) if now > start else 0.0
         if not pairs or (self.target_rate and self.target_rate < 0.95 * rate):
@@ -401,6 +405,13 @@ class Pace:
         rest = busy - network - search
         parts = {"network": network, "detector": search, "conversion and publishing": rest}
         return max(parts, key=parts.get)
+
+
+def _latest(items: deque[T], belongs: Callable[[T], bool]) -> list[T]:
+    """The last items, in order, up to the first from behind that does not belong to them."""
+    found = list(itertools.takewhile(belongs, reversed(items)))
+    found.reverse()
+    return found
 
 
 def _steady(frames: list[_Frame]) -> bool:
