@@ -12,21 +12,147 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class ResidualTanhHead(nn.Module):
-    """The papers' Tanh output, mapped to [0, 1] and centred on the mean of the two inputs.
+    """The papers' Tanh output, mapped to [0, 1] and centred on a fused image without a network.
 
-    ``fused = (tanh(y + atanh(ir + vi - 1)) + 1) / 2``: with ``y = 0`` the output is the pixel-wise
-    average, so that the network learns only what to change. Inputs and output `[B, 1, H, W]`.
+    ``fused = (tanh(y + atanh(2 c - 1)) + 1) / 2``: with ``y = 0`` the output is the centre c, so that
+    the network learns only what to change. Inputs and output `[B, 1, H, W]` in [0, 1].
+
+    Args:
+        regional: c is the pixel-wise average of the inputs below 4 pixels and
+            :class:`MultiScaleFusion` above, which keeps objects visible from the first step; False:
+            the pixel-wise average, as far as the papers say anything.
+        limit: of ``2 c - 1``, so that the network can still darken white and lighten black.
     """
 
-    def __init__(self, limit: float = 0.99):
+    def __init__(self, regional: bool = True, limit: float = 0.99):
         super().__init__()
         self.limit = limit
+        self.regions = MultiScaleFusion(first=2) if regional else None
 
     def forward(self, y: Tensor, ir: Tensor, vi: Tensor) -> Tensor:
-        mean = (ir + vi - 1.0).clamp(-self.limit, self.limit)
-        # atanh by logarithms: every exporter and engine supports Log, not all support Atanh.
-        prior = 0.5 * (torch.log1p(mean) - torch.log1p(-mean))
+        centre = ir + vi - 1.0
+        if self.regions is not None:
+            coarse = F.avg_pool2d(torch.cat((ir, vi), 1), 4)
+            change = 2.0 * self.regions(coarse) - coarse.sum(1, keepdim=True)
+            centre = centre + upsample(change, 4)
+        centre = centre.clamp(-self.limit, self.limit)
+        # atanh by logarithms: every exporter and engine knows Log, not all know Atanh.
+        prior = 0.5 * (torch.log1p(centre) - torch.log1p(-centre))
         return torch.tanh(y.float() + prior.float()) * 0.5 + 0.5
+
+
+class MultiScaleFusion(nn.Module):
+    """Fused luminance in which both images' contrasts survive at every scale from 2^first pixels up.
+
+    Both images are taken apart into Laplacian bands. Thermal bands are brought to a normalised
+    contrast first: what is faint is amplified, up to `gain` times, what is under the noise `floor` or
+    strong is not. This is a function of the neighbourhood alone, so a hot object that enters changes
+    nothing elsewhere, and no state is needed that could flicker. In each band the image with the
+    stronger contrast wins, softly; the coarser the band, the more a fixed share of both replaces the
+    choice (`choice`), so that brightness as a whole stays the visible image's. Faint results are
+    amplified, strong ones at coarse scales damped (`boost`, `strong`). Visible light that is saturated
+    loses its say, and where the sum leaves [low, high], its surroundings are moved smoothly to make
+    room, which opens glare for what thermal shows inside.
+
+    Band k holds structures of 2^k to 2^(k+1) pixels; bands 5 and 6 stay at 1/32 of the resolution.
+
+    Args:
+        first: first band; the inputs are already reduced by 2^first.
+    """
+
+    BANDS = 7
+    GAIN = (1.5, 1.6, 2.2, 2.5, 2.5, 2.5, 2.0)
+    BOOST = (1.0, 1.0, 1.1, 1.3, 1.5, 1.5, 1.3)
+    STRONG = (1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.7)
+    MIX = 0.35
+    CHOICE = (1.0, 1.0, 1.0, 1.0, 0.8, 0.5, 0.2)
+
+    def __init__(
+        self,
+        first: int = 0,
+        gain: tuple[float, ...] = GAIN,
+        boost: tuple[float, ...] = BOOST,
+        strong: tuple[float, ...] = STRONG,
+        choice: tuple[float, ...] = CHOICE,
+        faint: float = 0.03,
+        firm: float = 0.12,
+        floor: float = 0.004,
+        sharpness: float = 4.0,
+        base: float = 0.5,
+        low: float = 0.03,
+        high: float = 0.96,
+    ):
+        super().__init__()
+        self.first, self.gain, self.boost, self.strong = first, gain, boost, strong
+        self.faint, self.firm, self.floor = faint, firm, floor
+        self.sharpness, self.base = sharpness, base
+        self.low, self.high = low, high
+        self.choice = choice
+
+    def _bands(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        bands = []
+        for _ in range(self.first, 5):
+            coarser = F.avg_pool2d(x, 2)
+            bands.append(x - _resize(coarser, x))
+            x = coarser
+        for size in (3, 5):
+            coarser = _box(x, size)
+            bands.append(x - coarser)
+            x = coarser
+        return bands, x
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """Thermal and visible `[B, 2, h, w]` in [0, 1] to `[B, 1, h, w]`."""
+        bands, base = self._bands(pair)
+        seen = 1.0 - 0.9 * ((_box(pair[:, 1:], 3) - 0.88) / 0.1).clamp(0.0, 1.0)
+        thermal, visible, leads = [], [], []
+        for k, band in enumerate(bands, self.first):
+            energy = _box(band.abs(), 3)
+            a, b = energy[:, :1], energy[:, 1:]
+            floor = self.floor * (1.0 if k < 2 else 0.5)
+            above = (a - floor).clamp_min(0.0)
+            gain = (self.gain[k] - 1.0) * above / (a + 1e-4)
+            gain = 1.0 + gain / (1.0 + (a / self.faint).square())
+            thermal.append(band[:, :1] * gain)
+            visible.append(band[:, 1:])
+            if k > self.first and k <= 5:
+                seen = F.avg_pool2d(seen, 2)
+            leads.append((above * gain + 1e-3, b * seen + 1e-3))
+        fused = []
+        for k, (a, b, (lead_a, lead_b)) in enumerate(zip(thermal, visible, leads), self.first):
+            weight = torch.sigmoid(self.sharpness * (lead_a.log() - lead_b.log()))
+            weight = self.choice[k] * weight + (1.0 - self.choice[k]) * self.MIX
+            y = b + weight * (a - b)
+            rest = (self.boost[k] - self.strong[k]) / (
+                1.0 + (_box(y.abs(), 3) / self.firm).square()
+            )
+            fused.append(y * (self.strong[k] + rest))
+        thermal_base, x = base[:, :1], base[:, 1:]
+        x = x + self.base * (thermal_base - x).clamp_min(0.0)
+        for k, band in reversed(list(enumerate(fused, self.first))):
+            x = _resize(x, band) + band
+            if k == 2:
+                x = self._make_room(x)
+        return x.clamp(0.0, 1.0)
+
+    def _make_room(self, x: Tensor) -> Tensor:
+        def around(excess: Tensor) -> Tensor:
+            wide = F.max_pool2d(excess, 7, 1, 3)
+            return _resize(_box(_box(F.avg_pool2d(wide, 2), 5), 5), x)
+
+        return x - around((x - self.high).clamp_min(0.0)) + around((self.low - x).clamp_min(0.0))
+
+
+def _box(x: Tensor, size: int) -> Tensor:
+    """Mean over a square of odd side `size`, over what lies inside the image."""
+    return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    """Bilinear resize to the height and width of another tensor."""
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def pool_tokens(x: Tensor, grid: int, stride: int) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusion_models.layers import MultiScaleFusion
+
 
 def sobel(x: Tensor) -> Tensor:
     """Signed Sobel gradient `[B, 2, H, W]` (x, y), normalised by 1/8 as in kornia."""
@@ -114,72 +116,63 @@ def visual_information_loss(
     return total / 2
 
 
+def contrast_loss(fused: Tensor, wanted: Tensor, faint: float = 0.03) -> Tensor:
+    """Share of the wanted local contrast that is missing, at structures of 4 to 32 pixels.
+
+    ``mean max(|d_T| - sign(d_T) d_F, 0) / (|d_T| + faint)`` with d the difference between a place's
+    mean and that of its surroundings: the same relative loss for a faint object as for a strong one,
+    and none for more contrast than wanted. This is `hidden` of evaluation.visibility, made smooth.
+
+    Args:
+        faint: contrast in [0, 1] under which structure counts less.
+    """
+    total = fused.new_zeros(())
+    scales = 0
+    pair = torch.cat((fused, wanted), 1)
+    for _ in range(4):
+        if min(pair.shape[-2:]) < 16:
+            break
+        pair = F.avg_pool2d(pair, 2)
+        around = F.avg_pool2d(pair, 5, 1, 2, count_include_pad=False)
+        d_fused, d_wanted = (pair - around).chunk(2, 1)
+        missing = (d_wanted.abs() - d_wanted.sign() * d_fused).clamp_min(0.0)
+        total = total + (missing / (d_wanted.abs() + faint)).mean()
+        scales += 1
+    return total / max(scales, 1)
+
+
 @dataclass(frozen=True)
 class Target:
-    """What a natural fused image should follow; see :class:`FusionTarget`."""
+    """What a fused image should follow, `[B, 1, H, W]` and the gradient `[B, 2, H, W]`."""
 
     intensity: Tensor
     gradient: Tensor
-    weight_ir: Tensor
 
 
 class FusionTarget(nn.Module):
     """Per-pixel intensity and gradient that a fused image should show.
 
-    The pixel-wise maximum washes daylight pictures out: hot road and hot cars swallow lane marks
-    and plates. Here thermal raises a pixel only where it carries information of its own: where it
-    stands out from its surroundings (targets), or where the visible image shows nothing (night,
-    smoke).
+    A target that only raises the visible image towards thermal hides what is white on white (persons
+    in glare) and what the two cameras show in opposite polarity (a dark coat on snow, warm inside).
+    Here the intensity is :class:`fusion_models.layers.MultiScaleFusion` from the finest band on, in
+    which the stronger contrast survives at every scale, and the gradient the stronger source's.
 
     Args:
-        size: box in pixels of the local contrast; surround: box of the target's surroundings.
         noise: thermal gradients below this (per pixel, [0, 1] scale) count as sensor noise.
         gain: factor on the target gradient; a little over 1 counters the blur of small networks.
-        contrast: how much of the intensity's difference to its surroundings is added once more.
-        knee: above it, what thermal and `contrast` add rolls off towards the middle between it and
-            1, so that saturated thermal keeps some drawing (1: no roll-off).
-        ceiling: above it a tenth of the slope, for the visible image too: room below white costs
-            the eye nothing, and what is saturated in one camera only is not over-exposed then.
-        sharpness: how decidedly the stronger modality wins; higher approaches a hard choice.
-        dark_bias: adds to the visible image's contrast, so that flat noise does not decide.
+        **fusion: settings of MultiScaleFusion.
     """
 
-    def __init__(
-        self,
-        size: int = 15,
-        surround: int = 63,
-        noise: float = 0.006,
-        gain: float = 1.0,
-        sharpness: float = 2.0,
-        dark_bias: float = 0.01,
-        contrast: float = 0.0,
-        knee: float = 1.0,
-        ceiling: float = 1.0,
-    ):
+    def __init__(self, noise: float = 0.006, gain: float = 1.0, **fusion):
         super().__init__()
-        self.size, self.surround, self.noise = size, surround, noise
-        self.gain, self.sharpness, self.dark_bias = gain, sharpness, dark_bias
-        self.contrast, self.knee, self.ceiling = contrast, knee, ceiling
+        self.noise, self.gain = noise, gain
+        self.fusion = MultiScaleFusion(0, **fusion)
 
     @torch.no_grad()
     def forward(self, ir: Tensor, vi: Tensor) -> Target:
-        c_ir, c_vi = local_deviation(ir, self.size), local_deviation(vi, self.size)
-        # Positive contrast against the surroundings: persons, engines; not a warm road as a whole.
-        hot = (ir - local_mean(ir, self.surround)).clamp_min(0.0)
-        lead = torch.log((c_ir + hot + self.dark_bias) / (c_vi + self.dark_bias))
-        weight = local_mean(torch.sigmoid(self.sharpness * lead), 9)  # no edge of its own
-        intensity = vi + weight * (ir - vi).clamp_min(0.0)
-        if self.contrast:
-            away = intensity - local_mean(intensity, self.surround)
-            intensity = (intensity + self.contrast * away).clamp(0.0, 1.0)
-        if self.knee < 1.0:
-            room = (1.0 - self.knee) / 2
-            rolled = self.knee + room * torch.tanh((intensity - self.knee) / room)
-            rolled = torch.maximum(rolled, torch.minimum(intensity, vi))  # lamps and sky stay
-            intensity = torch.where(intensity > self.knee, rolled, intensity)
-        intensity = intensity - 0.9 * (intensity - self.ceiling).clamp_min(0.0)
         g_ir, g_vi = sobel(ir), sobel(vi)
         # Noise floor: thermal sensors print lines and grain into flat regions such as the sky.
         m_ir = (g_ir.square().sum(1, keepdim=True).sqrt() - self.noise).clamp_min(0.0)
         m_vi = g_vi.square().sum(1, keepdim=True).sqrt()
-        return Target(intensity, self.gain * stronger(g_ir, g_vi, m_ir, m_vi), weight)
+        gradient = self.gain * stronger(g_ir, g_vi, m_ir, m_vi)
+        return Target(self.fusion(torch.cat((ir, vi), 1)), gradient)

@@ -3,7 +3,8 @@
 
     python training/build_dictionary.py data=../shared/data entries=25
 
-Settings as `key=value`: data (a pair folder or a folder of sets), entries (N), components (PCA),
+Settings as `key=value`: data (a pair folder or a folder of sets), mix (`set:weight,...`, how often
+training draws each set; '' for that of config/training/baffm.yaml), entries (N), components (PCA),
 backbone (`efficientnet_lite0`, or any timm or torchvision model name), output (.npz),
 picture (PNG of the clusters, '' for none), seed.
 """
@@ -16,15 +17,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from fusion_models.baffm.dictionary import SHIPPED, SceneDictionary, cluster_scenes
 from fusion_models.pairs import find_sets, read_luminance
 from fusion_models.settings import merge_settings
 
+RECIPE = Path(__file__).resolve().parent.parent / "config" / "training" / "baffm.yaml"
+
 DEFAULTS = {
     "data": "auto",
     "entries": 25,
-    "components": 64,
+    "components": 12,
+    "mix": "",
     "backbone": "efficientnet_lite0",
     "output": str(SHIPPED),
     "picture": "",
@@ -109,10 +114,34 @@ def cluster_picture(paths: list[Path], labels: np.ndarray, examples: int = 6) ->
     return np.concatenate(rows)
 
 
+def drawn_pairs(data: str, mix: str) -> tuple[list[tuple[Path, Path]], np.ndarray]:
+    """Training pairs `(ir, vi)` and how often training draws each, `[M]`, sums to 1.
+
+    Args:
+        mix: `set:weight,...` with the meaning of the trainer's `mix`; '' for that of
+            config/training/baffm.yaml.
+    Raises:
+        ValueError: no pairs, or a weight that is no number.
+    """
+    if mix:
+        shares = {k: float(v) for k, _, v in (part.partition(":") for part in mix.split(","))}
+    else:
+        shares = OmegaConf.load(RECIPE).get("mix", {})
+    pairs, weights = [], []
+    for pair_set in find_sets(data, split="train"):
+        weight = shares.get(pair_set.name.rpartition("/")[0], 1.0)
+        if weight > 0:
+            pairs += pair_set.files
+            weights += [weight / len(pair_set)] * len(pair_set)
+    if not pairs:
+        raise ValueError(f"no set of {data} has a weight above 0 in the mix {dict(shares)}")
+    return pairs, np.array(weights) / sum(weights)
+
+
 def main(arguments: list[str]) -> int:
     try:
         config = merge_settings(DEFAULTS, arguments)
-        pairs = [pair for s in find_sets(config.data, split="train") for pair in s.files]
+        pairs, weights = drawn_pairs(config.data, config.mix)
     except ValueError as error:
         print(f"build_dictionary.py: {error}", file=sys.stderr)
         return 2
@@ -121,7 +150,9 @@ def main(arguments: list[str]) -> int:
     for column, modality in enumerate(("ir", "vi")):
         paths = [pair[column] for pair in pairs]
         features = scene_features(backbone, paths, config.size)
-        parts[modality] = cluster_scenes(features, config.entries, config.components, config.seed)
+        parts[modality] = cluster_scenes(
+            features, config.entries, config.components, config.seed, weights
+        )
         counts = np.bincount(parts[modality].labels, minlength=config.entries)
         print(
             f"{modality}: {len(paths)} images in {config.entries} clusters, "

@@ -18,8 +18,8 @@ class SceneDictionary:
     """Cluster means of scene features.
 
     Attributes:
-        ir, vi: entries z_i of either modality, `[N, D]` float32; zero mean, unit variance overall.
-        frequency_ir, frequency_vi: share of the training images in each cluster, `[N]`, sums to 1.
+        ir, vi: entries z_i of either modality, `[N, D]` float32, zero mean and unit variance overall.
+        frequency_ir, frequency_vi: share of each cluster in what training draws, `[N]`, sums to 1.
         backbone: what computed the features.
         projection_ir, projection_vi: `[K + 1, D]`, what brings backbone features `[M, K]` with a
             column of ones into the space of the entries; None in dictionaries without it.
@@ -84,7 +84,7 @@ class SceneClusters:
 
     Attributes:
         means: `[N, D]`, scaled by one number so that the reduced features have unit variance.
-        frequency: share of the images in each cluster, `[N]`. labels: cluster of each image, `[M]`.
+        frequency: share of the (weighted) images in each cluster, `[N]`. labels: cluster of each image, `[M]`.
         projection: `[K + 1, D]`, from features and a column of ones to the space of the means.
     """
 
@@ -95,13 +95,19 @@ class SceneClusters:
 
 
 def cluster_scenes(
-    features: np.ndarray, entries: int, components: int, seed: int = 0
+    features: np.ndarray,
+    entries: int,
+    components: int,
+    seed: int = 0,
+    weights: np.ndarray | None = None,
 ) -> SceneClusters:
     """PCA, then k-means++.
 
     Args:
         features: `[M, K]`, one row an image. entries: N. components: dimensions D kept by the PCA,
-            at most min(M, K).
+            at most min(M, K). With D >= N the network's projections can give the entries any
+            logits and any contexts, so that their content restricts nothing; take D well below N.
+        weights: how often training draws each image, `[M]`, in any unit (None: equally often).
     Raises:
         ValueError: fewer images than clusters.
     """
@@ -113,12 +119,17 @@ def cluster_scenes(
             f"{len(features)} images cannot fill {entries} clusters: "
             "give more data or entries=<less>"
         )
-    pca = PCA(min(components, *features.shape), random_state=seed)
-    reduced = pca.fit_transform(features)
-    scale = reduced.std() + 1e-8
+    weights = np.ones(len(features)) if weights is None else np.asarray(weights, float)
+    share = weights / weights.sum()
+    # scikit-learn's PCA takes no weights: fitted on rows drawn by their share, it needs none.
+    drawn = np.random.default_rng(seed).choice(len(features), 4 * len(features), p=share)
+    pca = PCA(min(components, *features.shape), random_state=seed).fit(features[drawn])
+    reduced = pca.transform(features)
+    scale = np.sqrt((share[:, None] * reduced**2).sum() / reduced.shape[1]) + 1e-8
     reduced /= scale
-    means = KMeans(entries, init="k-means++", n_init=4, random_state=seed).fit(reduced)
-    frequency = np.bincount(means.labels_, minlength=entries) / len(features)
+    means = KMeans(entries, init="k-means++", n_init=4, random_state=seed)
+    means.fit(reduced, sample_weight=share * len(features))
+    frequency = np.bincount(means.labels_, weights=share, minlength=entries)
     turn = pca.components_.T / scale
     projection = np.vstack((turn, -pca.mean_[None] @ turn))
     return SceneClusters(

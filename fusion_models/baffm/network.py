@@ -8,7 +8,6 @@ fusion module; the extractor is LRRNet's (Li et al., TPAMI 2023).
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from fusion_models.baffm.dictionary import SceneDictionary
 from fusion_models.baffm.objective import BaffmObjective
-from fusion_models.layers import ResidualTanhHead, RowThenColumnConv, SoftShrink
+from fusion_models.layers import ResidualTanhHead, RowThenColumnConv, SoftShrink, upsample
 from fusion_models.registry import ModelCard, register_model
 
 BLOCKS = 4
@@ -98,17 +97,31 @@ class FoldedLowRankSparse(nn.Module):
 class BackdoorAdjustment(nn.Module):
     """Back-door adjusted features (eq. 4 to 6): ``X' = Wh X + Wg sum_i lambda_i z_i P(z_i)``.
 
-    ``lambda = softmax((Wq X)^T (Wk z_i) / sqrt(d))``; each pixel is a query.
+    ``lambda = softmax(s cos(Wq Pool(X), Wk z_i))``. The paper divides by sqrt(d) and leaves the
+    attention's sharpness to the norms of queries and keys, which then stay so small that lambda is
+    uniform and the adjustment a constant. With both normalised, and with entries of fewer dimensions
+    than there are entries, the logits and contexts that the module can take are restricted to those of
+    the scenes. A scene is no matter of one pixel: a query is the mean of `pool` x `pool` pixels, and
+    its context is brought back bilinearly.
 
     Args:
         channels: C of the features. dictionary: entries z_i, `[N, D]`.
-        prior: P(z_i), `[N]`. dim: d of queries and keys.
+        prior: P(z_i), `[N]`. dim: d of queries and keys. pool: side of a query in pixels, 1 to 8.
+        sharpness: s at the beginning; it is learned.
     """
 
-    def __init__(self, channels: int, dictionary: Tensor, prior: Tensor, dim: int = 32):
+    def __init__(
+        self,
+        channels: int,
+        dictionary: Tensor,
+        prior: Tensor,
+        dim: int = 12,
+        pool: int = 8,
+        sharpness: float = 8.0,
+    ):
         super().__init__()
         entries, features = dictionary.shape
-        self.query = nn.Conv2d(channels, dim, 1, bias=False)
+        self.query = nn.Conv2d(channels, dim, 1)
         self.key = nn.Linear(features, dim, bias=False)
         self.hidden = nn.Conv2d(channels, channels, 1, bias=False)
         self.context = nn.Linear(features, channels, bias=False)
@@ -116,34 +129,36 @@ class BackdoorAdjustment(nn.Module):
         self.register_buffer("dictionary", dictionary.clone())
         # Scaled by N, so that a uniform prior leaves Wg at the size a convolution usually has.
         self.register_buffer("prior", prior.clone() * entries)
-        self.scale = 1.0 / math.sqrt(dim)
+        self.sharpness = nn.Parameter(torch.tensor(float(sharpness)))
+        self.pool = pool
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """The two 1x1 kernels the module comes down to: logits `[N, C]` and context `[C, N]`."""
-        logits = self.key(self.dictionary) @ self.query.weight.flatten(1) * self.scale
-        context = self.context(self.dictionary * self.prior[:, None]).T
-        return logits, context
+        """What the entries come down to: keys `[N, d]`, times s, and contexts `[C, N]`."""
+        keys = F.normalize(self.key(self.dictionary), dim=-1) * self.sharpness
+        return keys, self.context(self.dictionary * self.prior[:, None]).T
 
     def weights(self, x: Tensor) -> Tensor:
-        """lambda, `[B, N, H, W]`, sums to 1 over N."""
-        logits, _ = self.constants()
-        return torch.softmax(F.conv2d(x, logits[..., None, None]).float(), dim=1)
+        """lambda, `[B, N, H / pool, W / pool]`, sums to 1 over N."""
+        keys, _ = self.constants()
+        return scene_weights(x, self.query.weight, self.query.bias, keys, self.pool)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, context = self.constants()
-        return self.hidden(x) + F.conv2d(self.weights(x), context[..., None, None])
+        context = F.conv2d(self.weights(x), self.constants()[1][..., None, None])
+        return self.hidden(x) + upsample(context, self.pool)
+
+
+def scene_weights(x: Tensor, query: Tensor, bias: Tensor, keys: Tensor, pool: int) -> Tensor:
+    """Attention of pooled features `[B, C, H, W]` over keys `[N, d]`: `[B, N, H / pool, W / pool]`."""
+    q = F.conv2d(F.avg_pool2d(x, pool), query, bias).float()
+    q = q * torch.rsqrt(q.square().sum(1, keepdim=True) + 1e-6)
+    return torch.softmax(F.conv2d(q, keys[..., None, None]), dim=1)
 
 
 class FoldedAdjustment(nn.Module):
     """Deploy form of the extractor and :class:`BackdoorAdjustment` of one modality.
 
-    Dictionary, Wk and Wg are constants by now: ``[B, 1, H, W]`` luminance to ``X' [B, 2n, H, W]``
-    is the extractor, a matrix product to N logits a pixel, a softmax, and a matrix product back.
-    The logits are kept as `[B, HW, N]`: runtimes are an order of magnitude slower at a softmax over
-    channels than over the last axis, and matrix products transpose for nothing.
-
-    The output times :attr:`mix` `[2n, 2n]` is X': Wh is taken out of it, ``X' = Wh (X + Wh^-1 C
-    lambda)``, and belongs into the convolution that follows.
+    Dictionary, Wk and Wg are constants by now. The output times :attr:`mix` `[2n, 2n]` is X': Wh is
+    taken out of it, ``X' = Wh (X + Wh^-1 C lambda)``, and belongs into the convolution that follows.
     """
 
     def __init__(self, extract: LowRankSparse, adjust: nn.Module):
@@ -152,11 +167,12 @@ class FoldedAdjustment(nn.Module):
         fold = FoldedLowRankSparse.can_fold(extract)
         self.extract = FoldedLowRankSparse(extract) if fold else extract
         scale = self.extract.scale if fold else 1.0
-        for name in ("logits", "context", "hidden"):
+        for name in ("query", "bias", "keys", "context", "hidden"):
             self.register_buffer(name, None)
         self.mix = torch.eye(width) * scale
+        self.pool = 1
         if isinstance(adjust, BackdoorAdjustment):
-            logits, context = (c.detach() for c in adjust.constants())
+            keys, context = (c.detach() for c in adjust.constants())
             hidden = adjust.hidden.weight.detach().flatten(1) * scale
             if torch.linalg.cond(hidden) < 100:
                 self.mix = hidden
@@ -164,14 +180,16 @@ class FoldedAdjustment(nn.Module):
             else:  # the inverse would magnify rounding
                 self.mix = torch.eye(width)
                 self.hidden = hidden[..., None, None]
-            self.logits, self.context = logits.T * scale, context
+            self.query = adjust.query.weight.detach() * scale
+            self.bias = adjust.query.bias.detach()
+            self.keys, self.context, self.pool = keys, context[..., None, None], adjust.pool
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.extract(x)
-        if self.logits is None:
+        if self.keys is None:
             return y
-        weights = torch.softmax(y.flatten(2).transpose(1, 2) @ self.logits, dim=-1)
-        context = (self.context @ weights.transpose(1, 2)).unflatten(2, y.shape[-2:])
+        weights = scene_weights(y, self.query, self.bias, self.keys, self.pool)
+        context = upsample(F.conv2d(weights, self.context), self.pool)
         return (y if self.hidden is None else F.conv2d(y, self.hidden)) + context
 
 
@@ -190,7 +208,10 @@ class Baffm(nn.Module):
         channels: n of the extractor. adjustment: False ablates the back-door adjustment.
         prior: 'uniform' (the paper's 1/N) or 'frequency' of the clusters.
         dictionary: file of the scene dictionary ('' for the shipped one).
-        random_entries: N of a random dictionary, to try the network without one; 0: read it.
+        random_entries: N of a random dictionary of the same size, to try the network without one;
+            0: read it.
+        pool: side of a query of the adjustment in pixels; 1 is the paper's pixel-wise query.
+        regional: centre of the output, see :class:`fusion_models.layers.ResidualTanhHead`.
     """
 
     def __init__(
@@ -200,6 +221,8 @@ class Baffm(nn.Module):
         prior: str = "uniform",
         dictionary: str = "",
         random_entries: int = 0,
+        pool: int = 8,
+        regional: bool = True,
     ):
         super().__init__()
         if prior not in ("uniform", "frequency"):
@@ -210,7 +233,7 @@ class Baffm(nn.Module):
         self.adjust_vi: nn.Module = nn.Identity()
         if adjustment:
             if random_entries:
-                ir, vi = torch.randn(2, random_entries, 32)
+                ir, vi = torch.randn(2, random_entries, 12)
                 uniform = torch.full((random_entries,), 1.0 / random_entries)
                 scenes = SceneDictionary(ir, vi, uniform, uniform, "random")
             else:
@@ -218,7 +241,8 @@ class Baffm(nn.Module):
 
             def adjusted(z: Tensor, frequency: Tensor) -> BackdoorAdjustment:
                 uniform = torch.full_like(frequency, 1.0 / len(frequency))
-                return BackdoorAdjustment(width, z, uniform if prior == "uniform" else frequency)
+                p = uniform if prior == "uniform" else frequency
+                return BackdoorAdjustment(width, z, p, pool=pool)
 
             self.adjust_ir = adjusted(scenes.ir, scenes.frequency_ir)
             self.adjust_vi = adjusted(scenes.vi, scenes.frequency_vi)
@@ -229,7 +253,7 @@ class Baffm(nn.Module):
             nn.ReLU(),
         )
         self.reconstruct = nn.Conv2d(width, 1, 3, padding=1)
-        self.head = ResidualTanhHead()
+        self.head = ResidualTanhHead(regional)
 
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
         x_ir, x_vi = self.adjust_ir(self.extract_ir(ir)), self.adjust_vi(self.extract_vi(vi))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fusion_models.data import Batch
 from fusion_models.losses import (
     FusionTarget,
+    contrast_loss,
     scd_loss,
     sobel,
     ssim_loss,
@@ -30,11 +31,12 @@ class BaffmObjective(nn.Module):
         ssim: float = 0.1,
         scd: float = 0.05,
         information: float = 0.1,
+        visibility: float = 0.2,
         **target,
     ):
         super().__init__()
         self.intensity, self.gradient, self.ssim = intensity, gradient, ssim
-        self.scd, self.information = scd, information
+        self.scd, self.information, self.visibility = scd, information, visibility
         self.target = FusionTarget(**target)
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -48,5 +50,6 @@ class BaffmObjective(nn.Module):
             "ssim": self.ssim * (ssim_loss(fused, ir) + ssim_loss(fused, vi)),
             "scd": self.scd * scd_loss(fused, ir, vi),
             "information": self.information * visual_information_loss(fused, ir, vi),
+            "visibility": self.visibility * contrast_loss(fused, target.intensity),
         }
         return {name: term for name, term in terms.items() if getattr(self, name)}

@@ -34,9 +34,10 @@ class Caf(nn.Module):
 
     Args:
         channels: width of each encoder (16 in the paper). growth: of the dense layers (32).
+        regional: centre of the output, see :class:`fusion_models.layers.ResidualTanhHead`.
     """
 
-    def __init__(self, channels: int = 16, growth: int = 32):
+    def __init__(self, channels: int = 16, growth: int = 32, regional: bool = True):
         super().__init__()
         self.encode_ir, self.encode_vi = _block(1, channels), _block(1, channels)
         width = 2 * channels
@@ -44,7 +45,7 @@ class Caf(nn.Module):
         width += 3 * growth
         self.reduce = nn.Sequential(_block(width, 64), _block(64, 32))
         self.reconstruct = nn.Conv2d(32, 1, 3, padding=1)
-        self.head = ResidualTanhHead()
+        self.head = ResidualTanhHead(regional)
 
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
         x = torch.cat((self.encode_ir(ir), self.encode_vi(vi)), 1)

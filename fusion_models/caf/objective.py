@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fusion_models.data import Batch
 from fusion_models.losses import (
     FusionTarget,
+    contrast_loss,
     scd_loss,
     sobel,
     ssim_loss,
@@ -80,7 +81,7 @@ class CafObjective(nn.Module):
         weights: weight of each term by name, over :data:`DEFAULT_WEIGHTS`; 0 leaves a term out.
         perceptual_scale: factor on the perceptual terms (0.1 in the released code).
         ssim_window: 5 in the released code.
-        scd, information: weights of the natural terms shared by all methods (not in the paper).
+        scd, information, visibility: weights of the terms shared by all methods (not in the paper).
     Raises:
         ValueError: a weight of an unknown term, or perceptual terms without VGG-16 at hand.
     """
@@ -92,6 +93,7 @@ class CafObjective(nn.Module):
         ssim_window: int = 5,
         scd: float = 0.05,
         information: float = 0.1,
+        visibility: float = 0.2,
         **target,
     ):
         super().__init__()
@@ -100,7 +102,7 @@ class CafObjective(nn.Module):
         if unknown:
             raise ValueError(f"unknown loss terms {unknown}: choose from {', '.join(TERMS)}")
         self.perceptual_scale, self.ssim_window = perceptual_scale, ssim_window
-        self.scd, self.information = scd, information
+        self.scd, self.information, self.visibility = scd, information, visibility
         self.target = FusionTarget(**target)
         self.perceptual = None
         if any(self.weights.get(f"perceptual_{m}", 0.0) for m in ("ir", "vi")):
@@ -143,4 +145,7 @@ class CafObjective(nn.Module):
             terms["information"] = self.information * visual_information_loss(
                 fused, batch.ir, batch.vi
             )
+        if self.visibility:
+            missing = contrast_loss(fused, target.intensity)
+            terms["visibility"] = self.visibility * missing
         return terms

@@ -109,6 +109,9 @@ class CausalFeatureIntegrator(nn.Module):
         self.gate = nn.Sequential(
             nn.Conv2d(channels, 16, 3, padding=1), nn.LeakyReLU(0.01), nn.Conv2d(16, 1, 1)
         )
+        # Gates start at the mean that the objective asks for, not at 0.5 and never near 0, where the
+        # entropy of the paper's objective would keep them.
+        nn.init.constant_(self.gate[-1].bias, math.log(0.3 / 0.7))
         self.refine = _block(channels, channels)
         self.scale = 1.0 / math.sqrt(channels)
 
@@ -150,9 +153,12 @@ class Cfi(nn.Module):
 
     Args:
         channels: width at all three scales.
+        coarse: the coarsest scale also adds to the output directly; with the decoder alone its
+            integrator learns nothing in short schedules. False is the paper's network.
+        regional: centre of the output, see :class:`fusion_models.layers.ResidualTanhHead`.
     """
 
-    def __init__(self, channels: int = 32):
+    def __init__(self, channels: int = 32, coarse: bool = True, regional: bool = True):
         super().__init__()
         self.encoders = nn.ModuleList(SiameseEncoder(c, channels) for c in (1, channels, channels))
         # Pooling strides for 640x480: about two samples a token along each side.
@@ -162,7 +168,8 @@ class Cfi(nn.Module):
         )
         self.decoders = nn.ModuleList(_block(channels, channels) for _ in range(2))
         self.reconstruct = nn.Conv2d(channels, 1, 3, padding=1)
-        self.head = ResidualTanhHead()
+        self.coarse = nn.Conv2d(channels, 1, 1) if coarse else None
+        self.head = ResidualTanhHead(regional)
 
     def fuse_with_gates(self, ir: Tensor, vi: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Fused image and the gates G of the three scales, `[B, 1, H / 2^k, W / 2^k]`."""
@@ -178,7 +185,10 @@ class Cfi(nn.Module):
         y = skips[2]
         for decode, skip in zip(self.decoders, (skips[1], skips[0])):
             y = decode(upsample(y) + skip)
-        return self.head(self.reconstruct(y), ir, vi), gates
+        y = self.reconstruct(y)
+        if self.coarse is not None:
+            y = y + upsample(self.coarse(skips[2]), 4)
+        return self.head(y, ir, vi), gates
 
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
         return self.fuse_with_gates(ir, vi)[0]

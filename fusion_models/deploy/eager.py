@@ -71,11 +71,16 @@ class EagerBaffm(_Eager):
     def _adjust(m: nn.Module, x: Tensor) -> Tensor:
         if not isinstance(m, BackdoorAdjustment):
             return x
-        queries = m.query(x).flatten(2).transpose(1, 2)  # [B, HW, d]
-        keys = m.key(m.dictionary)  # [N, d]
-        weights = torch.softmax(queries @ keys.T * m.scale, -1)
-        scene = weights @ (m.dictionary * m.prior[:, None])  # sum_i lambda_i z_i P(z_i), [B, HW, D]
-        context = m.context(scene).transpose(1, 2).unflatten(2, x.shape[-2:])
+        queries = F.normalize(m.query(F.avg_pool2d(x, m.pool)), dim=1)
+        shape = queries.shape[-2:]
+        keys = F.normalize(m.key(m.dictionary), dim=-1)  # [N, d]
+        logits = queries.flatten(2).transpose(1, 2) @ keys.T * m.sharpness  # [B, hw, N]
+        # sum_i lambda_i z_i P(z_i), [B, hw, D]
+        scene = torch.softmax(logits, -1) @ (m.dictionary * m.prior[:, None])
+        context = m.context(scene).transpose(1, 2).unflatten(2, shape)
+        context = F.interpolate(
+            context, scale_factor=float(m.pool), mode="bilinear", align_corners=False
+        )
         return m.hidden(x) + context
 
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
@@ -127,7 +132,12 @@ class EagerCfi(_Eager):
         for decode, skip in zip(m.decoders, (skips[1], skips[0])):
             y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
             y = decode(y + skip)
-        return m.head(m.reconstruct(y), ir, vi)
+        y = m.reconstruct(y)
+        if m.coarse is not None:
+            y = y + F.interpolate(
+                m.coarse(skips[2]), scale_factor=4, mode="bilinear", align_corners=False
+            )
+        return m.head(y, ir, vi)
 
 
 class EagerRefineFuse(_Eager):
@@ -150,11 +160,12 @@ class EagerRefineFuse(_Eager):
             return m.fuse(torch.cat((ir, vi), 1))
         grid = refinefuse.GRID
         t_ir, t_vi = (F.adaptive_avg_pool2d(x, grid) for x in (ir, vi))
-        query = m.query(torch.cat((t_ir, t_vi), 1)).flatten(2).transpose(1, 2)  # [B, T, C]
+        query = F.normalize(m.query(torch.cat((t_ir, t_vi), 1)).flatten(2).transpose(1, 2), dim=-1)
         attended = []
         for x, tokens, project in ((ir, t_ir, m.key_value["ir"]), (vi, t_vi, m.key_value["vi"])):
             key, value = project(tokens).flatten(2).chunk(2, 1)
-            answer = torch.softmax(query @ key * m.scale, -1) @ value.transpose(1, 2)
+            logits = query @ F.normalize(key, dim=1) * m.sharpness  # [B, T, T]
+            answer = torch.softmax(logits, -1) @ value.transpose(1, 2)
             answer = answer.transpose(1, 2).unflatten(2, (grid, grid))
             answer = F.interpolate(answer, x.shape[-2:], mode="bilinear", align_corners=False)
             attended.append(x + answer)
@@ -170,4 +181,9 @@ class EagerRefineFuse(_Eager):
         y = features[3]
         for decode, integrate, shallow in zip(m.decode, m.integrate, features[2::-1]):
             y = integrate(decode(y), shallow)
-        return m.head(m.reconstruct(y), ir, vi)
+        y = m.reconstruct(y)
+        if m.coarse is not None:
+            y = y + F.interpolate(
+                m.coarse(features[3]), scale_factor=8, mode="bilinear", align_corners=False
+            )
+        return m.head(y, ir, vi)

@@ -7,7 +7,6 @@ Paper: RefineFuse, a multi-scale interaction network for multi-modal image fusio
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,11 @@ WIDTHS = (16, 32, 64, 128)
 GRID = 16  # PSIM attends over a fixed grid of tokens: its cost does not grow with the picture
 
 
+SLOPE = 0.1  # of the leaky ReLUs: with plain ones most channels of the fourth scale died
+
+
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.LeakyReLU(SLOPE))
 
 
 class PairwiseConv(nn.Module):
@@ -85,11 +87,14 @@ class Psim(nn.Module):
                 {m: nn.Conv2d(channels, 2 * channels, 3, padding=1) for m in ("ir", "vi")}
             )
         self.fuse = _conv(2 * channels, channels)
-        self.scale = 1.0 / math.sqrt(channels)
+        if attention:
+            # Queries and keys are normalised: left to their norms the attention stays uniform.
+            self.sharpness = nn.Parameter(torch.tensor(8.0))
 
     def _attended(self, x: Tensor, tokens: Tensor, query: Tensor, modality: str) -> Tensor:
         key, value = self.key_value[modality](tokens).flatten(2).chunk(2, 1)
-        weights = torch.softmax((query.transpose(1, 2) @ key).float() * self.scale, -1)
+        logits = query.transpose(1, 2) @ _normalised(key) * self.sharpness
+        weights = torch.softmax(logits.float(), -1)
         answer = value @ weights.to(value.dtype).transpose(1, 2)
         answer = answer.unflatten(2, (GRID, GRID))
         return x + F.interpolate(answer, x.shape[-2:], mode="bilinear", align_corners=False)
@@ -97,29 +102,40 @@ class Psim(nn.Module):
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
         if self.attends:
             t_ir, t_vi = (pool_tokens(x, GRID, self.stride) for x in (ir, vi))
-            query = self.query(torch.cat((t_ir, t_vi), 1)).flatten(2)
+            query = _normalised(self.query(torch.cat((t_ir, t_vi), 1)).flatten(2))
             ir = self._attended(ir, t_ir, query, "ir")
             vi = self._attended(vi, t_vi, query, "vi")
         return self.fuse(torch.cat((ir, vi), 1))
 
 
+def _normalised(x: Tensor) -> Tensor:
+    """Tokens `[B, C, T]` of unit length."""
+    return x * torch.rsqrt(x.float().square().sum(1, keepdim=True) + 1e-6)
+
+
 class Fim(nn.Module):
-    """Feature interaction in the decoder: channel attention of deep and shallow on the shallow.
+    """Feature interaction in the decoder: channel and spatial attention on the shallow features.
+
+    Channel attention from the deep and from the shallow features, spatial attention from the
+    strongest and the mean deep channel, at the deep features' resolution.
 
     Args:
-        deep, shallow: channels of either. attention: False ablates it. Output: their sum.
+        deep, shallow: channels of either. attention: False ablates it.
+    Output: `[B, deep + shallow, H, W]` at the shallow features' resolution.
     """
 
     def __init__(self, deep: int, shallow: int, attention: bool = True):
         super().__init__()
         self.from_deep = nn.Conv2d(deep, shallow, 1) if attention else None
         self.from_shallow = nn.Conv2d(shallow, shallow, 1) if attention else None
+        self.where = nn.Conv2d(2, 1, 3, padding=1) if attention else None
 
     def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:
         if self.from_deep is not None:
             a = torch.sigmoid(self.from_deep(deep.mean((2, 3), keepdim=True)))
             a = a + torch.sigmoid(self.from_shallow(shallow.mean((2, 3), keepdim=True)))
-            shallow = shallow * a
+            pooled = torch.cat((deep.amax(1, keepdim=True), deep.mean(1, keepdim=True)), 1)
+            shallow = shallow * a * upsample(2.0 * torch.sigmoid(self.where(pooled)))
         return torch.cat((upsample(deep), shallow), 1)
 
 
@@ -137,6 +153,9 @@ class RefineFuse(nn.Module):
     Args:
         widths: channels of the four scales. decoder: width of the last, full-resolution decoder.
         sfim, psim, fim: False ablates the module (the paper's Table 9).
+        coarse: the fourth scale also adds to the output directly; through the decoders alone it
+            learns nothing in short schedules. False is the paper's network.
+        regional: centre of the output, see :class:`fusion_models.layers.ResidualTanhHead`.
     """
 
     def __init__(
@@ -146,6 +165,8 @@ class RefineFuse(nn.Module):
         sfim: bool = True,
         psim: bool = True,
         fim: bool = True,
+        coarse: bool = True,
+        regional: bool = True,
     ):
         super().__init__()
         w1, w2, w3, w4 = widths
@@ -155,9 +176,10 @@ class RefineFuse(nn.Module):
                 f"encode_{modality}",
                 nn.ModuleList((_conv(1, w1), _conv(w1, w2, 2), _conv(w2, w3, 2), _conv(w3, w4, 2))),
             )
-        # Pooling strides for 640x480: 10 x 8 and 5 x 4 samples a token before the resize.
+        # A token of the 16 x 16 is one cell at 256 x 256, the crop of training, and 1.3 to 2.5 at
+        # 640x480: attention sees as many distinct tokens in training as in use.
         self.interact = nn.ModuleList(
-            (Sfim(w1, sfim), Sfim(w2, sfim), Psim(w3, 8, psim), Psim(w4, 4, psim))
+            (Sfim(w1, sfim), Sfim(w2, sfim), Psim(w3, 4, psim), Psim(w4, 2, psim))
         )
 
         def decode(inputs: int, outputs: int) -> nn.Sequential:
@@ -171,7 +193,8 @@ class RefineFuse(nn.Module):
             *_conv(w2, w1),
             nn.Conv2d(w1, 1, 3, padding=1),
         )
-        self.head = ResidualTanhHead()
+        self.coarse = nn.Conv2d(w4, 1, 1) if coarse else None
+        self.head = ResidualTanhHead(regional)
 
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
         features = []
@@ -182,7 +205,10 @@ class RefineFuse(nn.Module):
         y = features[3]
         for decode, integrate, shallow in zip(self.decode, self.integrate, features[2::-1]):
             y = integrate(decode(y), shallow)
-        return self.head(self.reconstruct(y), ir, vi)
+        y = self.reconstruct(y)
+        if self.coarse is not None:
+            y = y + upsample(self.coarse(features[3]), 8)
+        return self.head(y, ir, vi)
 
     def deploy(self) -> nn.Module:
         """Copy whose last convolution, to one channel, is in the form that runtimes run fast."""

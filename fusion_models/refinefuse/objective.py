@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fusion_models.data import Batch
 from fusion_models.losses import (
     FusionTarget,
+    contrast_loss,
     contrast_mask,
     gradient_magnitude,
     scd_loss,
@@ -43,13 +44,15 @@ class RefineFuseObjective(nn.Module):
         target: float = 0.8,
         scd: float = 0.05,
         information: float = 0.1,
+        visibility: float = 0.2,
         **settings,
     ):
         super().__init__()
         if intensity not in INTENSITIES:
             raise ValueError(f"intensity '{intensity}': choose one of {', '.join(INTENSITIES)}")
         self.kind, self.intensity, self.texture = intensity, intensity_weight, texture
-        self.signed, self.natural, self.scd, self.information = signed, target, scd, information
+        self.signed, self.natural, self.scd = signed, target, scd
+        self.information, self.visibility = information, visibility
         self.target = FusionTarget(**settings)
 
     def _intensity(self, fused: Tensor, batch: Batch) -> Tensor:
@@ -78,5 +81,6 @@ class RefineFuseObjective(nn.Module):
             "natural": self.natural * (fused - target.intensity).abs().mean(),
             "scd": self.scd * scd_loss(fused, ir, vi),
             "information": self.information * visual_information_loss(fused, ir, vi),
+            "visibility": self.visibility * contrast_loss(fused, target.intensity),
         }
         return {name: term for name, term in terms.items() if getattr(self, name)}
