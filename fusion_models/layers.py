@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class ResidualTanhHead(nn.Module):
     Args:
         regional: c is the pixel-wise average of the inputs below 4 pixels and
             :class:`MultiScaleFusion` above, which keeps objects visible from the first step; False:
-            the pixel-wise average, as far as the papers say anything.
+            the pixel-wise average.
         limit: of ``2 c - 1``, so that the network can still darken white and lighten black.
     """
 
@@ -44,50 +45,83 @@ class ResidualTanhHead(nn.Module):
 class MultiScaleFusion(nn.Module):
     """Fused luminance in which both images' contrasts survive at every scale from 2^first pixels up.
 
-    Both images are taken apart into Laplacian bands. Thermal bands are brought to a normalised
-    contrast first: what is faint is amplified, up to `gain` times, what is under the noise `floor` or
-    strong is not. This is a function of the neighbourhood alone, so a hot object that enters changes
-    nothing elsewhere, and no state is needed that could flicker. In each band the image with the
-    stronger contrast wins, softly; the coarser the band, the more a fixed share of both replaces the
-    choice (`choice`), so that brightness as a whole stays the visible image's. Faint results are
-    amplified, strong ones at coarse scales damped (`boost`, `strong`). Visible light that is saturated
-    loses its say, and where the sum leaves [low, high], its surroundings are moved smoothly to make
-    room, which opens glare for what thermal shows inside.
+    Both images are taken apart into Laplacian bands. In each band:
+
+    - Thermal is brought to a normalised contrast: what is faint is amplified, up to `GAIN` times, what
+      is under the noise `FLOOR` or strong is not. This is a function of the neighbourhood alone, so a
+      hot object that enters changes nothing elsewhere, and there is no state that could flicker.
+    - The image with the stronger contrast wins, softly. The coarser the band, the more a fixed share
+      of both replaces that choice (`CHOICE`), so that brightness as a whole stays the visible image's.
+      Visible light that is saturated loses its say.
+    - Where the two oppose each other in sign and thermal shows something clearly (`CLEAR`), one
+      decision for all bands of the region says whose polarity holds, and the other's sign is turned:
+      a dark coat on snow, warm inside, would otherwise cancel to grey over the scales.
+    - Faint results are amplified, strong ones at coarse scales damped (`BOOST`, `STRONG`).
+
+    Where the sum leaves [LOW, HIGH], its surroundings are moved smoothly to make room, which opens
+    glare for what thermal shows inside. All constants were chosen on validation pairs of msrs and
+    roadscene and on simulated scenes (docs/methods.md).
 
     Band k holds structures of 2^k to 2^(k+1) pixels; bands 5 and 6 stay at 1/32 of the resolution.
 
     Args:
-        first: first band; the inputs are already reduced by 2^first.
+        first: first band, 0 to 2; the inputs are already reduced by 2^first, and are at least
+            2^(5 - first) pixels high and wide.
     """
 
-    BANDS = 7
     GAIN = (1.5, 1.6, 2.2, 2.5, 2.5, 2.5, 2.0)
     BOOST = (1.0, 1.0, 1.1, 1.3, 1.5, 1.5, 1.3)
     STRONG = (1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.7)
-    MIX = 0.35
     CHOICE = (1.0, 1.0, 1.0, 1.0, 0.8, 0.5, 0.2)
+    MIX = 0.35  # share of thermal where nothing is chosen
+    FLOOR = (0.004, 0.004, 0.002, 0.002, 0.002, 0.002, 0.002)
+    FAINT, FIRM, CLEAR = 0.03, 0.12, 0.08  # contrasts in [0, 1]
+    LOW, HIGH = 0.03, 0.96
+    REGION = range(2, 6)  # bands that decide on polarity
 
-    def __init__(
-        self,
-        first: int = 0,
-        gain: tuple[float, ...] = GAIN,
-        boost: tuple[float, ...] = BOOST,
-        strong: tuple[float, ...] = STRONG,
-        choice: tuple[float, ...] = CHOICE,
-        faint: float = 0.03,
-        firm: float = 0.12,
-        floor: float = 0.004,
-        sharpness: float = 4.0,
-        base: float = 0.5,
-        low: float = 0.03,
-        high: float = 0.96,
-    ):
+    def __init__(self, first: int = 0):
         super().__init__()
-        self.first, self.gain, self.boost, self.strong = first, gain, boost, strong
-        self.faint, self.firm, self.floor = faint, firm, floor
-        self.sharpness, self.base = sharpness, base
-        self.low, self.high = low, high
-        self.choice = choice
+        self.first = first
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """Thermal and visible `[B, 2, h, w]` in [0, 1] to `[B, 1, h, w]` in [0, 1]."""
+        bands, base = self._bands(pair)
+        unsaturated = 1.0 - 0.9 * ((_box(pair[:, 1:], 3) - 0.88) / 0.1).clamp(0.0, 1.0)
+        thermal, strengths, raw = [], [], []
+        for k, band in enumerate(bands, self.first):
+            if self.first < k <= 5:
+                unsaturated = F.avg_pool2d(unsaturated, 2)
+            a, b = _box(band.abs(), 3).chunk(2, 1)
+            above = (a - self.FLOOR[k]).clamp_min(0.0)
+            gain = (self.GAIN[k] - 1.0) * above / (a + 1e-4)
+            gain = 1.0 + gain / (1.0 + (a / self.FAINT).square())
+            thermal.append(band[:, :1] * gain)
+            strengths.append((above * gain + 1e-3, b * unsaturated + 1e-3))
+            raw.append(a)
+        polarity, clear = self._region(strengths, raw)
+        fused = []
+        for k, (a, band, (s_a, s_b)) in enumerate(zip(thermal, bands, strengths), self.first):
+            b = band[:, 1:]
+            weight = torch.sigmoid(4.0 * (s_a.log() - s_b.log()))
+            weight = self.CHOICE[k] * weight + (1.0 - self.CHOICE[k]) * self.MIX
+            from_a, from_b = weight * a, (1.0 - weight) * b
+            y = from_a + from_b
+            if k in self.REGION or k > max(self.REGION):
+                product = a * b
+                opposed = _box(-product.clamp_max(0.0), 3) / (_box(product.abs(), 3) + 1e-6)
+                opposed = opposed.square() / (opposed.square() + (1.0 - opposed).square())
+                turned = _resize(polarity, weight) * (from_a - from_b)
+                y = y + _resize(clear, weight) * opposed * (turned - y)
+            rest = (self.BOOST[k] - self.STRONG[k]) / (
+                1.0 + (_box(y.abs(), 3) / self.FIRM).square()
+            )
+            fused.append(y * (self.STRONG[k] + rest))
+        x = base[:, 1:] + 0.5 * (base[:, :1] - base[:, 1:]).clamp_min(0.0)
+        for k, band in reversed(list(enumerate(fused, self.first))):
+            x = _resize(x, band) + band
+            if k == 2:
+                x = self._make_room(x)
+        return x.clamp(0.0, 1.0)
 
     def _bands(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         bands = []
@@ -101,46 +135,27 @@ class MultiScaleFusion(nn.Module):
             x = coarser
         return bands, x
 
-    def forward(self, pair: Tensor) -> Tensor:
-        """Thermal and visible `[B, 2, h, w]` in [0, 1] to `[B, 1, h, w]`."""
-        bands, base = self._bands(pair)
-        seen = 1.0 - 0.9 * ((_box(pair[:, 1:], 3) - 0.88) / 0.1).clamp(0.0, 1.0)
-        thermal, visible, leads = [], [], []
-        for k, band in enumerate(bands, self.first):
-            energy = _box(band.abs(), 3)
-            a, b = energy[:, :1], energy[:, 1:]
-            floor = self.floor * (1.0 if k < 2 else 0.5)
-            above = (a - floor).clamp_min(0.0)
-            gain = (self.gain[k] - 1.0) * above / (a + 1e-4)
-            gain = 1.0 + gain / (1.0 + (a / self.faint).square())
-            thermal.append(band[:, :1] * gain)
-            visible.append(band[:, 1:])
-            if k > self.first and k <= 5:
-                seen = F.avg_pool2d(seen, 2)
-            leads.append((above * gain + 1e-3, b * seen + 1e-3))
-        fused = []
-        for k, (a, b, (lead_a, lead_b)) in enumerate(zip(thermal, visible, leads), self.first):
-            weight = torch.sigmoid(self.sharpness * (lead_a.log() - lead_b.log()))
-            weight = self.choice[k] * weight + (1.0 - self.choice[k]) * self.MIX
-            y = b + weight * (a - b)
-            rest = (self.boost[k] - self.strong[k]) / (
-                1.0 + (_box(y.abs(), 3) / self.firm).square()
-            )
-            fused.append(y * (self.strong[k] + rest))
-        thermal_base, x = base[:, :1], base[:, 1:]
-        x = x + self.base * (thermal_base - x).clamp_min(0.0)
-        for k, band in reversed(list(enumerate(fused, self.first))):
-            x = _resize(x, band) + band
-            if k == 2:
-                x = self._make_room(x)
-        return x.clamp(0.0, 1.0)
+    def _region(self, strengths: list, raw: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Polarity (1 thermal's, -1 visible's), and whether thermal is clear, at 1/8 resolution."""
+        place = raw[3 - self.first]
+        middle = slice(self.REGION[0] - self.first, self.REGION[-1] + 1 - self.first)
+
+        def around(levels: list[Tensor]) -> Tensor:
+            return _box(_box(sum(_resize(level, place) for level in levels[middle]), 5), 5)
+
+        a, b = (around([pair[i] for pair in strengths]) for i in (0, 1))
+        # Thermal's polarity holds unless the visible contrast is twice its own: what is warm is
+        # bright. With the visible's preferred, clutter around persons turns them.
+        polarity = torch.tanh(4.0 * (a.log() - b.log() + 0.7))
+        clear = torch.sigmoid(6.0 * ((around(raw) + 1e-4).log() - math.log(self.CLEAR)))
+        return polarity, clear
 
     def _make_room(self, x: Tensor) -> Tensor:
         def around(excess: Tensor) -> Tensor:
             wide = F.max_pool2d(excess, 7, 1, 3)
             return _resize(_box(_box(F.avg_pool2d(wide, 2), 5), 5), x)
 
-        return x - around((x - self.high).clamp_min(0.0)) + around((self.low - x).clamp_min(0.0))
+        return x - around((x - self.HIGH).clamp_min(0.0)) + around((self.LOW - x).clamp_min(0.0))
 
 
 def _box(x: Tensor, size: int) -> Tensor:

@@ -119,7 +119,7 @@ def visual_information_loss(
 def contrast_loss(fused: Tensor, wanted: Tensor, faint: float = 0.03) -> Tensor:
     """Share of the wanted local contrast that is missing, at structures of 4 to 32 pixels.
 
-    ``mean max(|d_T| - sign(d_T) d_F, 0) / (|d_T| + faint)`` with d the difference between a place's
+    ``mean max(|d_T| - sign(d_T) d_F, 0) / (|d_T| + faint)`` with d the difference of a place's
     mean and that of its surroundings: the same relative loss for a faint object as for a strong one,
     and none for more contrast than wanted. This is `hidden` of evaluation.visibility, made smooth.
 
@@ -152,7 +152,7 @@ class Target:
 class FusionTarget(nn.Module):
     """Per-pixel intensity and gradient that a fused image should show.
 
-    A target that only raises the visible image towards thermal hides what is white on white (persons
+    A target that only raises the visible image towards thermal hides what is white on white (a man
     in glare) and what the two cameras show in opposite polarity (a dark coat on snow, warm inside).
     Here the intensity is :class:`fusion_models.layers.MultiScaleFusion` from the finest band on, in
     which the stronger contrast survives at every scale, and the gradient the stronger source's.
@@ -160,13 +160,12 @@ class FusionTarget(nn.Module):
     Args:
         noise: thermal gradients below this (per pixel, [0, 1] scale) count as sensor noise.
         gain: factor on the target gradient; a little over 1 counters the blur of small networks.
-        **fusion: settings of MultiScaleFusion.
     """
 
-    def __init__(self, noise: float = 0.006, gain: float = 1.0, **fusion):
+    def __init__(self, noise: float = 0.006, gain: float = 1.0):
         super().__init__()
         self.noise, self.gain = noise, gain
-        self.fusion = MultiScaleFusion(0, **fusion)
+        self.fusion = MultiScaleFusion()
 
     @torch.no_grad()
     def forward(self, ir: Tensor, vi: Tensor) -> Target:

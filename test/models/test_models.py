@@ -136,8 +136,8 @@ def test_scene_weights_sum_to_one_and_ablations_are_one_setting_each():
     from fusion_models.baffm.network import BackdoorAdjustment, Baffm
 
     adjustment = BackdoorAdjustment(8, torch.randn(25, 16), torch.full((25,), 1 / 25))
-    weights = adjustment.weights(torch.randn(2, 8, 5, 7))
-    assert weights.shape == (2, 25, 5, 7)
+    weights = adjustment.weights(torch.randn(2, 8, 40, 56))
+    assert weights.shape == (2, 25, 5, 7), "a query for each 8 x 8 pixels"
     assert torch.allclose(weights.sum(1), torch.ones(2, 5, 7), atol=1e-5)
     for settings in ({"adjustment": False}, {"prior": "frequency"}, {"random_entries": 20}):
         assert Baffm(**settings)(*random_pair()).shape == (1, 1, 64, 96)
