@@ -90,8 +90,14 @@ class Account:
     done: dict[str, int]
 
     @property
+    def received(self) -> int:
+        """Number of images of both cameras."""
+        return sum(self.images.values())
+
+    @property
     def missing(self) -> int:
-        gone = abs(sum(self.images.values()) - sum(self.ends.values()))
+        """Number of images and pairs that no counter names."""
+        gone = abs(self.received - sum(self.ends.values()))
         return gone + abs(self.pairs - sum(self.done.values()))
 
 
@@ -150,8 +156,11 @@ class ChaosReport:
         return not self.problems
 
     def text(self) -> str:
-        total = sum(sum(one.images.values()) for one in self.accounts)
-        fused = sum(one.done["fused"] for one in self.accounts)
+        # The counters begin anew with a configuration, and go on after a deactivation.
+        following = [one.received for one in self.accounts[1:]] + [0]
+        ends = [one for one, then in zip(self.accounts, following) if then < one.received]
+        total = sum(one.received for one in ends)
+        fused = sum(one.done["fused"] for one in ends)
         lines = [
             f"{len(self.faults)} faults of {len({one.name for one in self.faults})} kinds in "
             f"{self.seconds / 60:.1f} min; {total} images received, {fused} fused",
