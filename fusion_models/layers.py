@@ -15,8 +15,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 class ResidualTanhHead(nn.Module):
     """The papers' Tanh output, mapped to [0, 1] and centred on a fused image without a network.
 
-    ``fused = (tanh(y + atanh(2 c - 1)) + 1) / 2``: with ``y = 0`` the output is the centre c, so that
-    the network learns only what to change. Inputs and output `[B, 1, H, W]` in [0, 1].
+    ``fused = (tanh(y + atanh(2 c - 1)) + 1) / 2``: with ``y = 0`` the output is the centre c, so
+    that the network learns only what to change. Inputs and output `[B, 1, H, W]` in [0, 1].
 
     Args:
         regional: c is the pixel-wise average of the inputs below 4 pixels and
@@ -43,19 +43,20 @@ class ResidualTanhHead(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    """Fused luminance in which both images' contrasts survive at every scale from 2^first pixels up.
+    """Fused luminance in which both images' contrasts survive at scales from 2^first pixels up.
 
     Both images are taken apart into Laplacian bands. In each band:
 
-    - Thermal is brought to a normalised contrast: what is faint is amplified, up to `GAIN` times, what
-      is under the noise `FLOOR` or strong is not. This is a function of the neighbourhood alone, so a
-      hot object that enters changes nothing elsewhere, and there is no state that could flicker.
-    - The image with the stronger contrast wins, softly. The coarser the band, the more a fixed share
-      of both replaces that choice (`CHOICE`), so that brightness as a whole stays the visible image's.
-      Visible light that is saturated loses its say.
+    - Thermal is brought to a normalised contrast: what is faint is amplified, up to `GAIN` times,
+      what is under the noise `FLOOR` or strong is not. This is a function of the neighbourhood
+      alone, so a hot object that enters changes nothing elsewhere, and there is no state that could
+      flicker.
+    - The image with the stronger contrast wins, softly. The coarser the band, the more a fixed
+      share of both replaces that choice (`CHOICE`), so that brightness as a whole stays the visible
+      image's. Visible light that is saturated loses its say.
     - Where the two oppose each other in sign and thermal shows something clearly (`CLEAR`), one
-      decision for all bands of the region says whose polarity holds, and the other's sign is turned:
-      a dark coat on snow, warm inside, would otherwise cancel to grey over the scales.
+      decision for all bands of the region says whose polarity holds, and the other's sign is
+      turned: a dark coat on snow, warm inside, would otherwise cancel to grey over the scales.
     - Faint results are amplified, strong ones at coarse scales damped (`BOOST`, `STRONG`).
 
     Where the sum leaves [LOW, HIGH], its surroundings are moved smoothly to make room, which opens

@@ -120,8 +120,9 @@ def contrast_loss(fused: Tensor, wanted: Tensor, faint: float = 0.03) -> Tensor:
     """Share of the wanted local contrast that is missing, at structures of 4 to 32 pixels.
 
     ``mean max(|d_T| - sign(d_T) d_F, 0) / (|d_T| + faint)`` with d the difference of a place's
-    mean and that of its surroundings: the same relative loss for a faint object as for a strong one,
-    and none for more contrast than wanted. This is `hidden` of evaluation.visibility, made smooth.
+    mean and that of its surroundings: the same relative loss for a faint object as for a strong
+    one, and none for more contrast than wanted. This is `hidden` of evaluation.visibility, made
+    smooth.
 
     Args:
         faint: contrast in [0, 1] under which structure counts less.

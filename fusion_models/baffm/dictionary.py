@@ -18,7 +18,8 @@ class SceneDictionary:
     """Cluster means of scene features.
 
     Attributes:
-        ir, vi: entries z_i of either modality, `[N, D]` float32, zero mean and unit variance overall.
+        ir, vi: entries z_i of either modality, `[N, D]` float32, zero mean and unit variance
+        overall.
         frequency_ir, frequency_vi: share of each cluster in what training draws, `[N]`, sums to 1.
         backbone: what computed the features.
         projection_ir, projection_vi: `[K + 1, D]`, what brings backbone features `[M, K]` with a
@@ -84,7 +85,8 @@ class SceneClusters:
 
     Attributes:
         means: `[N, D]`, scaled by one number so that the reduced features have unit variance.
-        frequency: share of the (weighted) images in each cluster, `[N]`. labels: cluster of each image, `[M]`.
+        frequency: share of the (weighted) images in each cluster, `[N]`. labels: cluster of each
+        image, `[M]`.
         projection: `[K + 1, D]`, from features and a column of ones to the space of the means.
     """
 

@@ -99,10 +99,10 @@ class BackdoorAdjustment(nn.Module):
 
     ``lambda = softmax(s cos(Wq Pool(X), Wk z_i))``. The paper divides by sqrt(d) and leaves the
     attention's sharpness to the norms of queries and keys, which then stay so small that lambda is
-    uniform and the adjustment a constant. With both normalised, and with entries of fewer dimensions
-    than there are entries, the logits and contexts that the module can take are restricted to those of
-    the scenes. A scene is no matter of one pixel: a query is the mean of `pool` x `pool` pixels, and
-    its context is brought back bilinearly.
+    uniform and the adjustment a constant. With both normalised, and with entries of fewer
+    dimensions than there are entries, the logits and contexts that the module can take are
+    restricted to those of the scenes. A scene is no matter of one pixel: a query is the mean of
+    `pool` x `pool` pixels, and its context is brought back bilinearly.
 
     Args:
         channels: C of the features. dictionary: entries z_i, `[N, D]`.
@@ -148,7 +148,10 @@ class BackdoorAdjustment(nn.Module):
 
 
 def scene_weights(x: Tensor, query: Tensor, bias: Tensor, keys: Tensor, pool: int) -> Tensor:
-    """Attention of pooled features `[B, C, H, W]` over keys `[N, d]`: `[B, N, H / pool, W / pool]`."""
+    """Attention of pooled features `[B, C, H, W]` over keys `[N, d]`.
+
+    Returns `[B, N, H / pool, W / pool]`.
+    """
     q = F.conv2d(F.avg_pool2d(x, pool), query, bias).float()
     q = q * torch.rsqrt(q.square().sum(1, keepdim=True) + 1e-6)
     return torch.softmax(F.conv2d(q, keys[..., None, None]), dim=1)
@@ -158,7 +161,8 @@ class FoldedAdjustment(nn.Module):
     """Deploy form of the extractor and :class:`BackdoorAdjustment` of one modality.
 
     Dictionary, Wk and Wg are constants by now. The output times :attr:`mix` `[2n, 2n]` is X': Wh is
-    taken out of it, ``X' = Wh (X + Wh^-1 C lambda)``, and belongs into the convolution that follows.
+    taken out of it, ``X' = Wh (X + Wh^-1 C lambda)``, and belongs into the convolution that
+    follows.
     """
 
     def __init__(self, extract: LowRankSparse, adjust: nn.Module):

@@ -109,8 +109,8 @@ class CausalFeatureIntegrator(nn.Module):
         self.gate = nn.Sequential(
             nn.Conv2d(channels, 16, 3, padding=1), nn.LeakyReLU(0.01), nn.Conv2d(16, 1, 1)
         )
-        # Gates start at the mean that the objective asks for, not at 0.5 and never near 0, where the
-        # entropy of the paper's objective would keep them.
+        # Gates start at the mean that the objective asks for, not at 0.5 and never near 0, where
+        # the entropy of the paper's objective would keep them.
         nn.init.constant_(self.gate[-1].bias, math.log(0.3 / 0.7))
         self.refine = _block(channels, channels)
         self.scale = 1.0 / math.sqrt(channels)

@@ -35,8 +35,8 @@ class CfiObjective(nn.Module):
         invariance, necessity: weights of L_inv and L_nec.
         gate_entropy: +1 minimises the gates' entropy (decisions, the text), -1 maximises it (eq.);
             with +1 zero is an absorbing state: at a mean under 0.27 everything pushes gates to 0.
-        gate_spread: replaces both by a mean of 0.3 and the entropy of each place against that of the
-            mean, at each scale, which has no such state.
+        gate_spread: replaces both by a mean of 0.3 and the entropy of each place against that of
+            the mean, at each scale, which has no such state.
         interventions: 4 evaluates all of them in each step (the paper), 2 one mask and one missing
             camera in turns, in half the time.
         necessity_sign: -1 rewards a difference to single-modality outputs (the text), +1 the

@@ -61,9 +61,10 @@ def kept_boxes(
 ) -> list[Kept]:
     """What is kept of labelled boxes `(x0, y0, x1, y1)` in pixels.
 
-    The object is the core of the box (half its width, three quarters of its height, where the object
-    rather than its corners is), its surroundings a ring of half the box's width, at least 6 pixels.
-    Boxes under 5 x 8 pixels and objects that no source shows by `LEAST_CONTRAST` are left out.
+    The object is the core of the box (half its width, three quarters of its height, where the
+    object rather than its corners is), its surroundings a ring of half the box's width, at least 6
+    pixels. Boxes under 5 x 8 pixels and objects that no source shows by `LEAST_CONTRAST` are left
+    out.
 
     Raises:
         ValueError: images of different sizes.
@@ -72,7 +73,7 @@ def kept_boxes(
     height, width = images[0].shape
     found = []
     for box in boxes:
-        x0, y0, x1, y1 = (int(round(float(v))) for v in box)
+        x0, y0, x1, y1 = (round(float(v)) for v in box)
         x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
         if x1 - x0 < 5 or y1 - y0 < 8:
             continue
@@ -138,11 +139,12 @@ def hidden_map(fused: np.ndarray, ir: np.ndarray, vi: np.ndarray) -> np.ndarray:
     """Where the fused image hides structure, `(H, W)` bool.
 
     At each of `SCALES`, structure is the difference between the mean over a square of that side and
-    the mean over a ring around it. A source has structure at a place if the root mean square of that
-    difference about it exceeds both `LEAST_STRUCTURE` and four times what the source's noise alone
-    gives. Kept is the share of the better source's structure that the fused image repeats, of either
-    sign: ``|<d_fused, d_source>| / <d_source, d_source>`` over a square of twice the side. The place
-    is hidden where that is under a half, at any scale.
+    the mean over a ring around it. A source has structure at a place if the root mean square of
+    that difference about it exceeds both `LEAST_STRUCTURE` and four times what the source's noise
+    alone gives. Kept is the share of the better source's structure that the fused image repeats,
+    of either sign:
+    ``|<d_fused, d_source>| / <d_source, d_source>`` over a square of twice the side. The
+    place is hidden where that is under a half, at any scale.
 
     Raises:
         ValueError: images of different sizes.
@@ -180,7 +182,7 @@ def _structure(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _noise(image: np.ndarray) -> float:
-    """Deviation of the pixel noise in grey levels (Immerkaer 1996, by the median for robustness)."""
+    """Deviation of the pixel noise in grey levels (Immerkaer 1996, by the robust median)."""
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     return float(np.median(np.abs(cv2.filter2D(image, cv2.CV_32F, kernel)))) / (6 * 0.6745)
 

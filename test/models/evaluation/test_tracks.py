@@ -39,7 +39,8 @@ def test_a_detection_finds_one_object_the_nearest():
 def test_an_identity_breaks_where_the_number_changes_even_after_a_gap():
     anna = [("anna", "person", 0)]
     record = follow(
-        (anna, [(0, "person", 0)]), (anna, [(1, "person", 0)]), (anna, []), (anna, [(2, "person", 0)]),
+        (anna, [(0, "person", 0)]), (anna, [(1, "person", 0)]), (anna, []),
+        (anna, [(2, "person", 0)]),
         (anna, [(2, "person", 0)]), (anna, [(1, "person", 0)]),
     )  # fmt: skip
     assert record.breaks == 2 and record.found == 5
