@@ -67,7 +67,7 @@ def checkout(tmp_path) -> Checkout:
 
 def test_the_demo_installs_ros_wheels_and_no_torch(checkout):
     assert checkout.make("demo").returncode == 0
-    assert checkout.installed() == [".[cpu,ros]"]
+    assert checkout.installed() == [".[cpu,ros,bags]"]
     assert "-m fusion_ros demo --method baffm --out demo_output" in checkout.calls.read_text()
 
 
@@ -123,7 +123,7 @@ def test_changed_requirements_are_installed_and_old_stamps_dropped(checkout):
     with (checkout.folder / "constraints.txt").open("a") as file:
         file.write("numpy==1.0\n")
     checkout.make("demo")
-    assert checkout.installed() == [".[cpu,ros]"]
+    assert checkout.installed() == [".[cpu,ros,bags]"]
     checkout.make("test")
     assert checkout.installed() == [
         ".[cpu,ros,train,detector,search,dictionary,tensorrt,lint,test]"
@@ -137,20 +137,20 @@ def test_a_failed_installation_is_reported_and_repeated_by_the_next_run(checkout
     assert "fusion_ros demo" not in checkout.calls.read_text()
     checkout.offline.unlink()
     assert checkout.make("demo").returncode == 0
-    assert checkout.installed() == [".[cpu,ros]"]
+    assert checkout.installed() == [".[cpu,ros,bags]"]
 
 
 def test_an_environment_without_its_python_is_created_again(checkout):
     checkout.make("demo")
     (checkout.folder / ".venv" / "bin" / "python").unlink()
     assert checkout.make("demo").returncode == 0
-    assert checkout.installed() == [".[cpu,ros]"]
+    assert checkout.installed() == [".[cpu,ros,bags]"]
 
 
 def test_a_sourced_ros_is_used_and_brings_no_wheels(checkout):
     run = checkout.make("demo", ROS_DISTRO="jazzy", AMENT_PREFIX_PATH="/opt/ros/jazzy")
     assert run.returncode == 0, run.stderr
-    assert checkout.installed() == ["."]
+    assert checkout.installed() == [".[bags]"]
     assert "-r .venv-jazzy/requirements.txt" in checkout.calls.read_text()
     assert "-m venv --system-site-packages .venv-jazzy" in checkout.calls.read_text()
 
