@@ -79,6 +79,7 @@ class GainControl:
     polarity: str = "white_hot"
     _limits: np.ndarray | None = field(default=None, init=False, repr=False)
     _dtype: np.dtype | None = field(default=None, init=False, repr=False)
+    _samples: np.ndarray | None = field(default=None, init=False, repr=False)
     _smooth: np.ndarray | None = field(default=None, init=False, repr=False)
     _bins: np.ndarray | None = field(default=None, init=False, repr=False)
     _curve: np.ndarray | None = field(default=None, init=False, repr=False)
@@ -183,7 +184,7 @@ class GainControl:
     def _measure(self, frame: np.ndarray) -> tuple[np.ndarray, float, float]:
         """The wanted limits, the median and the mean between the percentiles, in counts."""
         stride = max(1, int(np.sqrt(frame.size / _SAMPLES)))
-        samples = _with_data(frame[::stride, ::stride])
+        samples = self._sampled(frame[::stride, ::stride])
         last = samples.size - 1
         ranks = [round(last * share / 100) for share in (self.low, 50, self.high)]
         samples.partition(ranks)
@@ -192,6 +193,15 @@ class GainControl:
         if self.mode == "linear":
             low, high = self._extremes(frame)
         return np.array([low, high], np.float64), median, mean
+
+    def _sampled(self, pixels: np.ndarray) -> np.ndarray:
+        """A flat copy of the pixels with data, in a kept buffer for 8-bit images."""
+        if pixels.dtype != np.uint8:
+            return _with_data(pixels)
+        if self._samples is None or self._samples.shape != pixels.shape:
+            self._samples = np.empty(pixels.shape, np.uint8)
+        np.copyto(self._samples, pixels)
+        return self._samples.reshape(-1)
 
     def _equalise(
         self, frame: np.ndarray, rows: slice, low: float, high: float, out: np.ndarray
@@ -232,7 +242,7 @@ class GainControl:
             self._smooth = np.empty_like(frame, order="C")
         smooth = cv2.medianBlur(_finite(frame), 3, dst=self._smooth)
         low, high, _, _ = cv2.minMaxLoc(smooth)
-        if low <= (_NOTHING if frame.dtype == np.float32 else 0):
+        if frame.dtype != np.uint8 and low <= (_NOTHING if frame.dtype == np.float32 else 0):
             kept = _with_data(smooth)
             low, high = float(kept.min()), float(kept.max())
         return low, high
