@@ -132,7 +132,10 @@ def test_any_compressed_data_is_read_or_refused_in_a_short_text(form, begin, mid
         assert refusal if pixels is None else pixels.size
 
 
-numbers = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from((0.0, 1.0, 500.0, 320.0))
+# onnxruntime may have switched this thread to treat subnormal numbers as 0.
+numbers = st.floats(allow_nan=True, allow_infinity=True, allow_subnormal=False) | st.sampled_from(
+    (0.0, 1.0, 500.0, 320.0)
+)
 counts = st.integers(0, 2**32 - 1) | st.integers(0, 1280)
 
 

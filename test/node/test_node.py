@@ -799,14 +799,19 @@ def test_published_boxes_are_those_of_ultralytics_on_the_same_fused_images(
             {"method": average, "detector": detector, "detect_every": 1, "processing_size": 0},
         )
         rig.wait_until_heard()
-        for number, (thermal, visible) in enumerate(files, 1):
-            # One at a time: a detector slower than the cameras searches some images only.
-            rig.send(
-                time.time_ns(),
-                cv2.imread(str(thermal), cv2.IMREAD_GRAYSCALE),
-                cv2.imread(str(visible)),
-            )
-            assert rig.wait(lambda: len(rig.observer.boxes) == number), rig.report  # noqa: B023
+        for thermal, visible in files:
+            # One at a time: a detector slower than the cameras searches some images only. Again
+            # if nothing came: this test is about the boxes, not about losses on a busy machine.
+            searched = len(rig.observer.boxes)
+            for _ in range(6):
+                rig.send(
+                    time.time_ns(),
+                    cv2.imread(str(thermal), cv2.IMREAD_GRAYSCALE),
+                    cv2.imread(str(visible)),
+                )
+                if rig.wait(lambda: len(rig.observer.boxes) > searched, 15):  # noqa: B023
+                    break
+            assert len(rig.observer.boxes) > searched, rig.report
         compared = 0
         for stamp, boxes in rig.observer.boxes.items():
             # rect=False: the letterbox of the exported model, 640x640.
