@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,25 +101,33 @@ def _processes(bags: int) -> int:
     return max(1, min(bags, os.cpu_count() or 1))
 
 
-def _client(scheduler: str, workers: int):
+@contextlib.contextmanager
+def _client(scheduler: str, workers: int) -> Iterator[Any]:
+    """A client of the named scheduler, or of a local cluster that ends with it."""
     from distributed import Client, LocalCluster
 
     if scheduler:
         try:
-            return Client(scheduler, timeout=20)
+            client = Client(scheduler, timeout=20)
         except (OSError, TimeoutError, ValueError) as error:
             raise CommandError(
                 f"no dask scheduler answers at {scheduler} ({error}): start one with `dask "
                 "scheduler`, and workers with `dask worker`"
             ) from None
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=None,
-        host="127.0.0.1",
-    )
-    return Client(cluster, set_as_default=False)
+        with client:
+            yield client
+        return
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            host="127.0.0.1",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
 
 
 def _evaluate_one(
