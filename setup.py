@@ -115,5 +115,5 @@ setup(
         "test": TEST,
         "fuzz": FUZZ,
     },
-    entry_points={"console_scripts": ["fusion_ros = fusion_ros.commands.main:main"]},
+    entry_points={"console_scripts": ["fusion_ros = fusion_ros.__main__:main"]},
 )

@@ -27,6 +27,15 @@ def shared_data() -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def ros():
+    """An initialised rclpy for the tests of a module."""
+    rclpy = pytest.importorskip("rclpy")
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A `MadeUpGpu` with a TensorRT, in place of what this machine has."""

@@ -30,6 +30,11 @@ Settings as `key=value`:
 
 from __future__ import annotations
 
+from fusion_models.interrupt import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()
+
 import hashlib
 import json
 import multiprocessing

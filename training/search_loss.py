@@ -28,6 +28,11 @@ Settings are `key=value`:
 
 from __future__ import annotations
 
+from fusion_models.interrupt import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()
+
 import json
 import sys
 from pathlib import Path

@@ -12,6 +12,11 @@ Settings are `key=value`; `config/training/<method>.yaml` holds each method's de
 
 from __future__ import annotations
 
+from fusion_models.interrupt import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()
+
 import sys
 from pathlib import Path
 

@@ -11,6 +11,11 @@ interrupted ones continue. The weights go to `<output>/weights`, not into the pa
 
 from __future__ import annotations
 
+from fusion_models.interrupt import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()
+
 import json
 import subprocess
 import sys

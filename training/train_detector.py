@@ -29,6 +29,11 @@ that it fits any of them. Settings are `key=value`:
 
 from __future__ import annotations
 
+from fusion_models.interrupt import end_quietly
+
+if __name__ == "__main__":
+    end_quietly()
+
 import json
 import math
 import shutil

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fusion_models.contract import FUSED
+from fusion_ros.commands import CommandError
 from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser, padded_size, processed_size
 from fusion_ros.inference import PRECISIONS, Engine, EngineError, load_engine
@@ -58,12 +59,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Build the engines; return 0, or 1 if a model could not be built."""
+    """Build the engines; return 0, or 1 if a model could not be built.
+
+    Raises CommandError for a model that does not exist.
+    """
     size = Size(options.width, options.height)
+    models = options.models or list_methods()
+    try:
+        files = [model_path(model, options.precision) for model in models]
+    except ValueError as error:
+        raise CommandError(str(error)) from None
     failed = False
-    for model in options.models or list_methods():
+    for model, onnx in zip(models, files):
         try:
-            onnx = model_path(model, options.precision)
             report = _prove(onnx, size, options) if options.target else _keep(onnx, size, options)
             print(f"{onnx.name}: {report}")
         except (EngineError, ValueError) as error:

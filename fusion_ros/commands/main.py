@@ -113,10 +113,30 @@ def _run(name: str, command: Command, args: Sequence[str]) -> int:
         return 0
     module = import_module(command.module)
     if command.node:
+        for argument in _unread(args):
+            assigned = argument if ":=" in argument else "NAME:=VALUE"
+            print(
+                f"fusion_ros {name}: '{argument}' is ignored: expected ROS arguments; "
+                f"'--ros-args -p {assigned}' sets a parameter",
+                file=sys.stderr,
+            )
         return module.main(list(args))
     parser: argparse.ArgumentParser = module.parser()
     parser.prog = f"fusion_ros {name}"
     return module.run(parser.parse_args(args))
+
+
+def _unread(args: Sequence[str]) -> list[str]:
+    """Arguments that no ROS node reads: those outside `--ros-args ... --`."""
+    unread, is_ros = [], False
+    for argument in args:
+        if argument == "--ros-args":
+            is_ros = True
+        elif is_ros and argument == "--":
+            is_ros = False
+        elif not is_ros:
+            unread.append(argument)
+    return unread
 
 
 def _node_usage(name: str, command: Command) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import rclpy
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.srv import SetParameters
 from sensor_msgs.msg import CameraInfo, Image
@@ -25,6 +24,7 @@ from fusion_ros.harness.rig import Rig
 
 SMALL = {"width": 64, "height": 48}
 PATIENCE_S = 60.0
+pytestmark = pytest.mark.usefixtures("ros")
 names = (f"camera_{number}" for number in itertools.count())
 
 
@@ -62,13 +62,6 @@ class Watch:
             for kind in (Image, CameraInfo):
                 messages = self.received[child.name, kind]
                 assert self.rig.wait(lambda m=messages, n=sent: len(m) == n), (child.text(), sent)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ros() -> Iterator[None]:
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
 
 
 @pytest.fixture

@@ -8,17 +8,11 @@ import pytest
 pytest.importorskip("rclpy")
 
 import numpy as np
-import rclpy
 
 from fusion_ros.harness.processes import ProcessError
 from fusion_ros.harness.rig import Rig
 
-
-@pytest.fixture(scope="module", autouse=True)
-def ros():
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
+pytestmark = pytest.mark.usefixtures("ros")
 
 
 def test_a_wait_ends_with_the_process_that_fails(tmp_path):

@@ -385,6 +385,12 @@ def test_build_engine_fails_without_a_gpu(average, capsys, monkeypatch):
     assert "no NVIDIA GPU with a driver was found" in capsys.readouterr().err
 
 
+def test_build_engine_refuses_a_model_that_does_not_exist_before_it_builds(gpu, average, capsys):
+    assert main(["build_engine", str(average), "nope"]) == 2
+    assert "unknown method 'nope': choose one of baffm" in capsys.readouterr().err
+    assert not gpu.built
+
+
 @pytest.mark.gpu
 def test_a_real_gpu_gives_what_onnxruntime_gives(tmp_path):
     for onnx in [*MODELS, write_fusion_onnx(tmp_path / "slow.onnx", "slow")]:

@@ -32,19 +32,8 @@ from fusion_ros.node.outputs import FUSED
 ROOT = Path(__file__).resolve().parents[2]
 SECOND = 1_000_000_000
 PATIENCE_S = 60
+pytestmark = pytest.mark.usefixtures("ros")
 names = (f"field_{number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ros():
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
-
-
-@pytest.fixture(scope="module")
-def average(tmp_path_factory) -> str:
-    return str(write_fusion_onnx(tmp_path_factory.mktemp("models") / "average.onnx"))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
-from support import write_fusion_onnx
 
 pytest.importorskip("rclpy")
 
@@ -22,11 +21,6 @@ RUN = "import sys; from fusion_ros.node.main import main; sys.exit(main())"
 
 ENDLESS = "while True: time.sleep(0.1)"
 """Code of something that takes too long, such as building an engine."""
-
-
-@pytest.fixture(scope="module")
-def average(tmp_path_factory) -> str:
-    return str(write_fusion_onnx(tmp_path_factory.mktemp("models") / "average.onnx"))
 
 
 class Process:
@@ -150,10 +144,15 @@ def end_cleanly(process: Process, signals: Sequence[int]) -> None:
 
 @pytest.mark.parametrize(
     ("module", "signals"),
-    [("numpy", SINGLE[0]), ("rclpy.node", DOUBLE[0]), ("fusion_ros.node.fuse_node", DOUBLE[1])],
+    [
+        ("argparse", SINGLE[0]),
+        ("numpy", SINGLE[0]),
+        ("rclpy.node", DOUBLE[0]),
+        ("fusion_ros.node.fuse_node", DOUBLE[1]),
+    ],
 )
 def test_signals_during_imports_end_the_process_cleanly(start, average, module, signals):
-    process = start("-X", "importtime", "-m", "fusion_ros.node.main")
+    process = start("-X", "importtime", "-m", "fusion_ros", "fuse_node")
     process.wait_for(module)
     end_cleanly(process, signals)
 
@@ -286,15 +285,21 @@ def test_an_interrupted_build_does_not_exit_with_0(start, average):
 # --- Parameter files ----------------------------------------------------------------------------
 
 
-def test_values_for_unknown_parameters_are_named(start, average, tmp_path):
+def test_values_that_the_node_does_not_read_are_named(start, average, tmp_path):
     path = tmp_path / "robot.yaml"
     path.write_text("fuse_node:\n  ros__parameters:\n    tolerance: 0.05\n")
     process = start(
+        "-m",
+        "fusion_ros",
+        "fuse_node",
+        "tolerance:=0.2",
         parameters=["detect:=false", f"method:={average}", "toleranse:=0.1"],
         ros=["--params-file", str(path)],
     )
     process.wait_for("fusing by")
     end_cleanly(process, (signal.SIGINT,))
+    assert "'tolerance:=0.2' is ignored" in process.log
+    assert "--ros-args -p tolerance:=0.2" in process.log
     assert "'toleranse' has no effect" in process.log
     assert "do you mean 'tolerance'" in process.log
     assert f"{path} sets no parameter of this node: it is for /fuse_node, expected" in process.log

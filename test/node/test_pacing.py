@@ -8,8 +8,7 @@ import time
 
 import numpy as np
 import pytest
-import rclpy
-from support import write_detector_onnx, write_fusion_onnx
+from support import write_detector_onnx
 
 from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.pace import Change
@@ -19,26 +18,19 @@ from fusion_ros.node import loader
 from fusion_ros.node.fuse_node import FuseNode
 from fusion_ros.node.outputs import FUSED
 
+pytestmark = pytest.mark.usefixtures("ros")
 names = (f"test_pacing_{number}" for number in itertools.count())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ros():
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
-
-
 @pytest.fixture
-def rig(tmp_path):
+def rig(average):
     """Make a rig with a running node that fuses by the mean of both images."""
     rigs: list[Rig] = []
-    model = str(write_fusion_onnx(tmp_path / "average.onnx"))
 
     def make(**parameters) -> Rig:
         one = Rig(next(names), keep_images=True)
         rigs.append(one)
-        defaults = {"method": model, "backend": "onnxruntime_cpu", "threads": 1, "detect": False}
+        defaults = {"method": average, "backend": "onnxruntime_cpu", "threads": 1, "detect": False}
         one.local = one.run(FuseNode, **defaults | parameters)
         assert one.wait(lambda: one.local.configured.outputs.wanted(FUSED))
         return one

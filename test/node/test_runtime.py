@@ -11,11 +11,9 @@ import itertools
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import rclpy
 from std_msgs.msg import Header
 
 from fusion_ros.frame import images
@@ -36,6 +34,7 @@ PERIOD_NS = 33_000_000
 PLANE = 640 * 480
 """Bytes of the smallest image that there is, one of eight bits a pixel."""
 PATIENCE_S = 60.0
+pytestmark = pytest.mark.usefixtures("ros")
 names = (f"runtime_{number}" for number in itertools.count())
 
 
@@ -111,13 +110,6 @@ class Bench:
 
         assert self.rig.wait(done), self.rig.report
         return self.rig.report
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ros() -> Iterator[None]:
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_pip_puts_one_command_on_the_path(wheel):
     scripts = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     parser = configparser.ConfigParser()
     parser.read_string(wheel.read(scripts).decode())
-    assert dict(parser["console_scripts"]) == {"fusion_ros": "fusion_ros.commands.main:main"}
+    assert dict(parser["console_scripts"]) == {"fusion_ros": "fusion_ros.__main__:main"}
     assert not any("/scripts/" in name for name in wheel.namelist())
 
 
