@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from fusion_ros.cameras.street import scene
+from fusion_ros.cameras.street.furniture import lamp_facets, tree_facets
 from fusion_ros.cameras.street.raster import (
     LAMP_COLOUR,
     SNOW_ALBEDO,
@@ -21,7 +22,7 @@ from fusion_ros.cameras.street.raster import (
     tone,
 )
 from fusion_ros.cameras.street.scene import CAMERA_HEIGHT, Building, CameraModel, Climate, Street
-from fusion_ros.cameras.street.shapes import lamp_facets, tree_facets, vehicle_facets
+from fusion_ros.cameras.street.vehicles import vehicle_facets
 
 SUPERSAMPLE = 2
 SKY, ROAD, PAVEMENT, WALL, GLASS = range(5)

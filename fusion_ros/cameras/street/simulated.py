@@ -10,6 +10,7 @@ import numpy as np
 
 from fusion_ros.cameras.street import scene
 from fusion_ros.cameras.street.backdrop import Backdrop, add_glow
+from fusion_ros.cameras.street.persons import person_facets
 from fusion_ros.cameras.street.raster import (
     BEAM_COLOUR,
     beam_light,
@@ -30,13 +31,8 @@ from fusion_ros.cameras.street.scene import (
     Person,
     Vehicle,
 )
-from fusion_ros.cameras.street.shapes import (
-    Facets,
-    Light,
-    bicycle_facets,
-    person_facets,
-    vehicle_facets,
-)
+from fusion_ros.cameras.street.shapes import Facets, Light
+from fusion_ros.cameras.street.vehicles import bicycle_facets, vehicle_facets
 
 COUNTS_PER_KELVIN = 100.0  # thermal counts are hundredths of a kelvin over absolute zero
 ZERO_CELSIUS = 273.15
