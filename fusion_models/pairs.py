@@ -22,6 +22,8 @@ VALIDATION_EVERY = 8
 SPLITS = ("train", "validation", "val", "test")
 ORDER = ("msrs", "tno", "roadscene", "harvard", "llvip")
 """Data sets that come first in tables, in this order; others follow by name."""
+VIDEOS = ("m3svd", "simulated_video")
+"""Data sets whose pairs are consecutive frames, a sequence in each folder."""
 
 
 class DataError(ValueError):
@@ -121,6 +123,11 @@ def list_pairs(root: Path) -> list[tuple[Path, Path]]:
             f"{shorten(lonely)}; add or remove images so that the stems agree"
         )
     return [(ir[s], vi[s]) for s in sorted(ir)]
+
+
+def is_video(name: str) -> bool:
+    """Whether the pairs of a set, by its name, are consecutive frames of a video."""
+    return name.partition("/")[0] in VIDEOS
 
 
 def shorten(names: list[str], most: int = 8) -> str:

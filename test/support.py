@@ -16,7 +16,7 @@ def write_fusion_onnx(
 ) -> Path:
     """Write a fusion model of the contract (inputs `ir`, `vi`, output `fused`, free H and W).
 
-    kind: 'average' or 'max' of the two pixels; 'slow' is the average, but after `layers`
+    kind: "average" or "max" of the pixels, "vi" alone; "slow" is the average, but after `layers`
         convolutions of 32 channels (8 layers at 640x480: some 150 ms on two cores).
     """
     from onnx import helper, numpy_helper
@@ -24,6 +24,8 @@ def write_fusion_onnx(
     nodes, weights = [], []
     if kind == "max":
         nodes.append(helper.make_node("Max", ["ir", "vi"], ["mixed"]))
+    elif kind == "vi":
+        nodes.append(helper.make_node("Mean", ["vi"], ["mixed"]))
     elif kind in ("average", "slow"):
         nodes.append(helper.make_node("Mean", ["ir", "vi"], ["mixed"]))
     else:

@@ -4,9 +4,10 @@
     python training/train_all.py data=../shared/data output=runs/full max_steps=20000 \
         batch_size=16 crop=256
 
-`methods=baffm,caf` chooses some methods, `output=` the folder; all other `key=value` settings go to
-`train.py` unchanged. Repeat the command until all is done: finished runs are not trained again and
-interrupted ones continue. The weights go to `<output>/weights`, not into the package.
+`methods=baffm,caf` chooses some methods, `output=` the folder, `sets=` those to evaluate (see
+`evaluate.py`); all other `key=value` settings go to `train.py` unchanged. Repeat the command until
+all is done: finished runs are not trained again and interrupted ones continue. The weights go to
+`<output>/weights`, not into the package.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def finished(folder: Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    own = ("methods=", "output=")
+    own = ("methods=", "output=", "sets=")
     try:
         given = parse_arguments([a for a in arguments if a.startswith(own)])
         methods = given.get("methods", "") or ",".join(list_models())
@@ -72,7 +73,11 @@ def main(arguments: list[str]) -> int:
     done = [str(output / "weights" / f"{m}.onnx") for m in methods.split(",") if m not in failed]
     data = next((a for a in passed if a.startswith("data=")), "data=auto")
     if done and run(
-        "evaluate.py", f"methods={','.join(done)}", data, f"output={output / 'evaluation'}"
+        "evaluate.py",
+        f"methods={','.join(done)}",
+        f"sets={given.get('sets', '')}",
+        data,
+        f"output={output / 'evaluation'}",
     ):
         failed.append("evaluation")
     if failed:

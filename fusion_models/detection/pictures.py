@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fusion_models.evaluation.evaluate import Fuse, average, maximum
+from fusion_models.evaluation.rules import Fuse, WeightedMean, average, maximum
 from fusion_models.pairs import ImagePair
 
 Picture = Callable[[ImagePair], np.ndarray]
@@ -38,21 +38,6 @@ class Coloured:
 
     def __call__(self, pair: ImagePair) -> np.ndarray:
         return pair.colour(self.fuse(pair))
-
-
-@dataclass(frozen=True)
-class WeightedMean:
-    """`share` infrared and the rest visible; its contrast about a mean of 127 px times `gain`."""
-
-    share: float
-    gain: float = 1.0
-
-    def __call__(self, pair: ImagePair) -> np.ndarray:
-        mean = self.share * pair.ir.astype(np.float32) + (1 - self.share) * pair.vi
-        if self.gain != 1:
-            around = cv2.blur(mean, (127, 127))
-            mean = around + self.gain * (mean - around)
-        return np.rint(mean.clip(0, 255)).astype(np.uint8)
 
 
 SOURCES: dict[str, Picture] = {"visible": visible, "infrared": infrared}

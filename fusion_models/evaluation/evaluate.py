@@ -12,33 +12,36 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion_models.evaluation.metrics import NAMES, Metrics, distance, evaluate, over_exposure
+from fusion_models.evaluation.metrics import (
+    NAMES,
+    Metrics,
+    distance,
+    evaluate,
+    over_exposure,
+    ssim,
+)
+from fusion_models.evaluation.objects import Objects, labelled_objects
+from fusion_models.evaluation.rules import RULES, Fuse
+from fusion_models.evaluation.temporal import OverTime, VideoTimes
+from fusion_models.evaluation.visibility import Kept, hidden, summary
 from fusion_models.pairs import DataError, ImagePair, PairSet, image_files, read_luminance
 
 METRICS = tuple(NAMES.values())
 """Names of the metrics in the order of tables; for each of them more is better."""
 MORE = {
+    "SSIM/2": ("ssim_range_2", "{:.3f}"),
     "over": ("over_exposure", "{:.2%}"), "excess": ("over_exposure_excess", "{:+.2%}"),
     "to ir": ("distance_ir", "{:.3f}"), "to vi": ("distance_vi", "{:.3f}"),
+    "hidden": ("hidden", "{:.3f}"),
 }  # fmt: skip
 """Columns of tables after the metrics: an attribute of `Score`, and its format."""
-
-
-Fuse = Callable[[ImagePair], np.ndarray]
-"""A method under evaluation: a pair to its fused luminance `(H, W)` uint8."""
-
-
-def average(pair: ImagePair) -> np.ndarray:
-    """Pixel-wise average, halves rounded to the even grey level; every method should be better."""
-    return np.rint((pair.ir.astype(np.float32) + pair.vi) / 2).astype(np.uint8)
-
-
-def maximum(pair: ImagePair) -> np.ndarray:
-    """Pixel-wise maximum: best in VIF, Qabf and MI, but bright regions lose contrast."""
-    return np.maximum(pair.ir, pair.vi)
-
-
-RULES: dict[str, Fuse] = {"average": average, "max": maximum}
+OF_SETS = {
+    "objects": ("objects", "{:d}"), "kept": ("kept", "{:.2f}"), "lost": ("lost", "{:.3f}"),
+    "flicker": ("flicker", "{:+.2f}"), "bright": ("brightness", "{:.2f}"),
+}  # fmt: skip
+"""Columns of tables for figures of a whole set: a key of `Row.mean`, where the set has it."""
+FRAMES_BETWEEN_METRICS = 5
+"""Of a video every n-th frame is measured with all metrics: neighbours have nearly the same."""
 
 
 class FusedFolder:
@@ -64,45 +67,83 @@ class Score:
     """All figures of one fused image.
 
     Attributes:
+        ssim_range_2: SSIM on the scale of CDDFuse's evaluator, near 1.0 (see `metrics.ssim`).
         over_exposure: share of its pixels over 245.
         over_exposure_excess: this share less the mean of those of both sources.
         distance_ir, distance_vi: mean absolute difference to a source in [0, 1]; small is a copy.
+        hidden: share of the image where it hides structure of a source (see `visibility`).
+        kept: what it keeps of each labelled object that a source shows.
     """
 
     metrics: Metrics
+    ssim_range_2: float
     over_exposure: float
     over_exposure_excess: float
     distance_ir: float
     distance_vi: float
+    hidden: float
+    kept: tuple[Kept, ...] = ()
 
     @classmethod
-    def of(cls, fused: np.ndarray, pair: ImagePair) -> Score:
+    def of(cls, fused: np.ndarray, pair: ImagePair, objects: Objects = Objects()) -> Score:
         exposed = over_exposure(fused)
         sources = (over_exposure(pair.ir) + over_exposure(pair.vi)) / 2
         return cls(
-            evaluate(fused, pair.ir, pair.vi), exposed, exposed - sources,
-            distance(fused, pair.ir), distance(fused, pair.vi),
+            evaluate(fused, pair.ir, pair.vi), ssim(fused, pair.ir, pair.vi, 2.0), exposed,
+            exposed - sources, distance(fused, pair.ir), distance(fused, pair.vi),
+            hidden(fused, pair.ir, pair.vi), objects.kept(fused, pair.ir, pair.vi),
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, float]:
-        """Figures by name: those of `METRICS`, then the attributes."""
+        """Figures by name: those of `METRICS`, then the attributes but `kept`."""
         rest = asdict(self)
-        del rest["metrics"]
+        del rest["metrics"], rest["kept"]
         return {**self.metrics.as_dict(), **rest}
 
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of one method on one set, by stem."""
+    """The figures of one method on one set, by stem.
+
+    Attributes:
+        over_time: of a video, else None.
+    """
 
     method: str
     scores: dict[str, Score]
+    over_time: OverTime | None = None
 
     @cached_property
     def mean(self) -> dict[str, float]:
-        """Mean over the images of each figure of `Score.as_dict`."""
+        """Mean over the images of each figure of `Score.as_dict`, then figures of the whole set.
+
+        These are, with labelled objects, their number, what is kept of them (the median) and the
+        share that is lost; of a video flicker and variation of brightness (see `temporal`).
+        """
         figures = [score.as_dict() for score in self.scores.values()]
-        return {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
+        found = {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
+        found |= summary([one for score in self.scores.values() for one in score.kept])
+        return found | (self.over_time.as_dict() if self.over_time else {})
+
+    def by_kind(self) -> dict[str, dict[str, float]]:
+        """Objects, kept and lost by what precedes `_` in the stems, as in `snow_00012D`."""
+        kinds: dict[str, list[Kept]] = {}
+        for stem, score in self.scores.items():
+            if "_" in stem:
+                kinds.setdefault(stem.partition("_")[0], []).extend(score.kept)
+        return {kind: summary(kept) for kind, kept in kinds.items() if kept}
+
+    def as_dict(self) -> dict:
+        """What the JSON holds of a method on a set."""
+        found: dict = {"mean": self.mean}
+        if any(score.kept for score in self.scores.values()):
+            found["by_kind"] = self.by_kind()
+        found["images"] = {
+            stem: score.as_dict()
+            | ({"kept": [round(one.ratio, 3) for one in score.kept]} if score.kept else {})
+            for stem, score in self.scores.items()
+        }
+        return found
 
 
 @dataclass(frozen=True)
@@ -128,13 +169,19 @@ class SetResult:
         ranks = 1 + (table[None] > table[:, None]).sum(1)
         return {row.method: float(rank) for row, rank in zip(self.rows, ranks.mean(1))}
 
+    @property
+    def columns(self) -> dict[str, tuple[str, str]]:
+        """Columns after the metrics that this set has: a key of `Row.mean`, and its format."""
+        there = self.rows[0].mean
+        return MORE | {name: shape for name, shape in OF_SETS.items() if shape[0] in there}
+
     def as_markdown(self) -> str:
-        """The means as an aligned table; `MORE` explains the columns after the metrics."""
+        """The means as an aligned table; `columns` explains those after the metrics."""
         ranks = self.ranks()
-        lines = [["", *METRICS, *MORE, "rank"]]
+        lines = [["", *METRICS, *self.columns, "rank"]]
         for row in self.rows:
             figures = [f"{row.mean[name]:.3f}" for name in METRICS]
-            more = [shape.format(row.mean[name]) for name, shape in MORE.values()]
+            more = [shape.format(row.mean[name]) for name, shape in self.columns.values()]
             lines.append([row.method, *figures, *more, f"{ranks[row.method]:.1f}"])
         widths = [max(map(len, column)) for column in zip(*lines)]
         text = [
@@ -152,34 +199,39 @@ class SetResult:
         return {
             "pairs": len(self.rows[0].scores),
             "sources": {"over_exposure": self.sources_over_exposure},
-            "rows": {
-                row.method: {
-                    "mean": row.mean,
-                    "images": {stem: score.as_dict() for stem, score in row.scores.items()},
-                }
-                for row in self.rows
-            },
+            "rows": {row.method: row.as_dict() for row in self.rows},
         }
+
+
+Each = Callable[[ImagePair, dict[str, np.ndarray], dict[str, Score]], None]
+"""Called after each measured pair with the fused luminances and the scores by method."""
 
 
 def evaluate_set(
     pair_set: PairSet,
     methods: Mapping[str, Fuse],
-    each: Callable[[ImagePair, dict[str, np.ndarray]], None] = lambda pair, fused: None,
+    each: Each = lambda pair, fused, scores: None,
     measure_all: Callable[..., Iterable[Score]] = starmap,
+    video: bool = False,
 ) -> SetResult:
     """Fuses and measures every pair of a set with every method.
 
+    Labelled objects count where the set has them (see `objects`).
+
     Args:
-        methods: by name, in the order of the table; the pixel-wise `RULES` are put before them.
-        each: called after each pair with the fused luminances by method, say to keep some.
+        methods: by name, in the order of the table; the controls `RULES` are put before them.
+        each: to keep some of the images.
         measure_all: `starmap` of a process pool, to measure the images of a pair in parallel.
+        video: the pairs are consecutive frames; flicker and brightness are measured between all of
+            them, everything else on every fifth.
     Raises:
-        DataError: a pair that cannot be read or measured, or fused images of another size.
+        DataError: a pair or label that cannot be read or measured, or fused images of another size.
     """
     methods = {**RULES, **methods}
     scores: dict[str, dict[str, Score]] = {name: {} for name in methods}
-    for pair in pair_set:
+    objects = labelled_objects(pair_set)
+    times = VideoTimes() if video else None
+    for number, pair in enumerate(pair_set):
         fused = {name: fuse(pair) for name, fuse in methods.items()}
         where = f"{pair_set.name}/{pair.stem}"
         for name, image in fused.items():
@@ -188,14 +240,23 @@ def evaluate_set(
                     f"{where}: {name} is {image.shape}, the pair {pair.ir.shape} (height, width); "
                     "fused images must have the size of their pair"
                 )
+        if times is not None:
+            times.add(pair.ir, pair.vi, fused)
+            if number % FRAMES_BETWEEN_METRICS:
+                continue
+        there = objects.get(pair.stem, Objects())
         try:
-            measured = list(measure_all(Score.of, [(image, pair) for image in fused.values()]))
+            measured = list(
+                measure_all(Score.of, [(image, pair, there) for image in fused.values()])
+            )
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
-        for name, score in zip(fused, measured):
+        by_method = dict(zip(fused, measured))
+        for name, score in by_method.items():
             scores[name][pair.stem] = score
-        each(pair, fused)
-    rows = tuple(Row(name, by_stem) for name, by_stem in scores.items())
+        each(pair, fused, by_method)
+    over_time = times.result() if times else {}
+    rows = tuple(Row(name, by_stem, over_time.get(name)) for name, by_stem in scores.items())
     return SetResult(pair_set.name, rows)
 
 

@@ -185,13 +185,19 @@ def _edges(image: Image) -> tuple[Image, Image]:
     return np.sqrt(gx * gx + gy * gy), angle
 
 
-def ssim(fused: Image, ir: Image, vi: Image) -> float:
+def ssim(fused: Image, ir: Image, vi: Image, data_range: float = 255.0) -> float:
     """SSIM: sum of the structural similarities to both sources, -2 to 2 (Wang et al. 2004).
 
-    Uniform 7 x 7 windows, sample covariances, data range 255, borders left out.
+    Uniform 7 x 7 windows, sample covariances, borders left out.
+
+    Args:
+        data_range: R of the constants ``(0.01 R)^2`` and ``(0.03 R)^2`` that keep flat windows from
+            dividing by nothing. 255 is the range of the images. CDDFuse's evaluator, and the papers
+            whose values lie near 1.0, let it be 2, the range of floats in scikit-image: noise in
+            flat windows then counts in full, and all values are lower.
     """
     _check(fused, ir, vi)
-    c1, c2, size = (0.01 * 255) ** 2, (0.03 * 255) ** 2, 7
+    c1, c2, size = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2, 7
     unbiased = size * size / (size * size - 1.0)
     half = size // 2
 

@@ -13,7 +13,10 @@ from string import Template
 import cv2
 import numpy as np
 
-from fusion_models.evaluation.evaluate import METRICS, MORE, RULES, Row, SetResult
+from fusion_models.evaluation.evaluate import METRICS, Row, Score, SetResult
+from fusion_models.evaluation.misses import crop
+from fusion_models.evaluation.rules import RULES, SOURCES
+from fusion_models.evaluation.visibility import Kept
 from fusion_models.pairs import ImagePair
 
 ZOOM = 4
@@ -34,10 +37,17 @@ MEANING = {
     "SSIM": "structural similarity to both sources, at most 2",
     "PSNR": "peak signal to noise ratio to both sources in dB",
     "CC": "mean correlation with both sources",
+    "SSIM/2": "SSIM with the constants of a data range of 2, as CDDFuse's evaluator has it",
     "over": "share of pixels over 245, which look white",
     "excess": "that share minus the mean of both sources; red from one percentage point on",
     "to ir": "mean absolute difference to the thermal image in [0, 1]; a copy has 0",
     "to vi": "the same to the visible image",
+    "hidden": "share of the image where it shows under half of a source's structure of 8 to 64 px",
+    "objects": "labelled objects that a source shows by 15 grey levels or more",
+    "kept": "median over the objects of their contrast, as a share of the better source's",
+    "lost": "share of the objects of whose contrast less than half is kept; less is better",
+    "flicker": "change from frame to frame along the motion in grey levels, less the sources' mean",
+    "bright": "root mean square of the change of mean brightness from frame to frame, grey levels",
     "rank": "mean of the ranks in the metrics; 1 would be the best in each",
 }
 
@@ -62,13 +72,63 @@ class Plate:
     def of(cls, set_name: str, pair: ImagePair, fused: Mapping[str, np.ndarray]) -> Plate:
         """Pictures of a pair and its fused luminances, in the colours of the visible image."""
         images = {"thermal": pair.ir, "visible": pair.colour(pair.vi)}
-        images |= {name: pair.colour(image) for name, image in fused.items()}
+        images |= {n: pair.colour(image) for n, image in fused.items() if n not in SOURCES}
         height, width = pair.ir.shape
         methods = [image for name, image in fused.items() if name not in RULES]
         return cls(
             set_name, pair.stem, {name: _jpeg(image) for name, image in images.items()},
             width, height, _most_disputed(methods if len(methods) > 1 else list(fused.values())),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One object that a fused image loses: crops of thermal, visible and fused side by side."""
+
+    stem: str
+    kept: Kept
+    jpeg: bytes
+
+
+class WorstObjects:
+    """Collects the objects that each method loses, those with most missing contrast first.
+
+    Args:
+        most: objects kept of each set and method.
+    Attributes:
+        found: losses by name of the set, then by method; the controls have none.
+    """
+
+    def __init__(self, most: int = 6):
+        self.most = most
+        self.found: dict[str, dict[str, list[Loss]]] = {}
+
+    def add(
+        self,
+        set_name: str,
+        pair: ImagePair,
+        fused: Mapping[str, np.ndarray],
+        scores: Mapping[str, Score],
+    ) -> None:
+        """Take the fused luminances of a pair and their scores, by method."""
+        for method, score in scores.items():
+            lost = [one for one in score.kept if one.lost]
+            if method in RULES or not lost or not self.most:
+                continue
+            losses = self.found.setdefault(set_name, {}).setdefault(method, [])
+            least = losses[-1].kept.missing if len(losses) >= self.most else 0.0
+            lost = [one for one in lost if one.missing > least]
+            if not lost:
+                continue
+            pictures = [pair.colour(image) for image in (pair.vi, fused[method])]
+            pictures.insert(0, cv2.cvtColor(pair.ir, cv2.COLOR_GRAY2BGR))
+            none = np.zeros((0, 4), np.float32)
+            for one in lost:
+                box = np.array([one.box], np.float32)
+                strip = np.hstack([crop(picture, box, none) for picture in pictures])
+                losses.append(Loss(pair.stem, one, _jpeg(strip)))
+            losses.sort(key=lambda loss: -loss.kept.missing)
+            del losses[self.most :]
 
 
 def _jpeg(image: np.ndarray) -> bytes:
@@ -93,11 +153,19 @@ def _most_disputed(images: list[np.ndarray]) -> tuple[int, int]:
 
 
 def write_report(
-    path: Path, head: Mapping, results: Iterable[SetResult], plates: Iterable[Plate]
+    path: Path,
+    head: Mapping,
+    results: Iterable[SetResult],
+    plates: Iterable[Plate],
+    worst: WorstObjects | None = None,
 ) -> None:
     """Writes the page; nothing but this one file is needed to look at it."""
     results, plates = list(results), list(plates)
-    sections = [_section(r, [p for p in plates if p.set_name == r.name]) for r in results]
+    losses = worst.found if worst else {}
+    sections = [
+        _section(r, [p for p in plates if p.set_name == r.name], losses.get(r.name, {}))
+        for r in results
+    ]
     links = " ".join(f'<a href="#{_id(r.name)}">{html.escape(r.name)}</a>' for r in results)
     models = "".join(
         f"<li><b>{html.escape(name)}</b> {html.escape(m['file'])}, sha256 {m['sha256'][:16]}, "
@@ -118,21 +186,47 @@ def _id(name: str) -> str:
     return html.escape(name.replace("/", "-").replace(" ", "-"))
 
 
-def _section(result: SetResult, plates: list[Plate]) -> str:
+def _section(result: SetResult, plates: list[Plate], losses: Mapping[str, list[Loss]]) -> str:
     scores = {row.method: row.scores for row in result.rows}
     return (
         f'<section id="{_id(result.name)}"><h2>{html.escape(result.name)}</h2>{_table(result)}'
         + "".join(_plate(plate, scores) for plate in plates)
+        + _worst(result.name, losses)
         + "</section>"
+    )
+
+
+def _worst(set_name: str, losses: Mapping[str, list[Loss]]) -> str:
+    if not losses:
+        return ""
+    rows = []
+    for method, several in losses.items():
+        figures = []
+        for loss in several:
+            kept, source = loss.kept, base64.b64encode(loss.jpeg).decode()
+            stem = html.escape(loss.stem)
+            figures.append(
+                f'<figure><img src="data:image/jpeg;base64,{source}" alt="{stem}">'
+                f"<figcaption><small>{stem}: contrast {kept.ir:.0f} in thermal, "
+                f"{kept.vi:.0f} in the visible, {kept.fused:.0f} fused</small></figcaption>"
+                "</figure>"
+            )
+        rows.append(f"<h4>{html.escape(method)}</h4><div class=losses>{''.join(figures)}</div>")
+    return (
+        f"<h3>{html.escape(set_name)}: objects of which most is lost; thermal, visible, fused</h3>"
+        + "".join(rows)
     )
 
 
 def _table(result: SetResult) -> str:
     ranks = result.ranks()
-    # Rules are not marked as best: the maximum would be best in half of the columns.
+    # Controls are not marked as best: the maximum would be best in half of the columns.
     methods = [row for row in result.rows if row.method not in RULES] or result.rows
     best = {name: _shown(max(row.mean[name] for row in methods)) for name in METRICS}
     first = min(ranks[row.method] for row in methods)
+    least_lost = result.columns.get("lost", ("", ""))[1].format(
+        min(row.mean.get("lost", 1.0) for row in methods)
+    )
 
     def cell(text: str, mark: str = "") -> str:
         return f'<td class="{mark}">{text}</td>' if mark else f"<td>{text}</td>"
@@ -141,13 +235,17 @@ def _table(result: SetResult) -> str:
         competes = row in methods
         values = {name: _shown(row.mean[name]) for name in METRICS}
         shown = [cell(v, "best" * (competes and v == best[name])) for name, v in values.items()]
-        for name, shape in MORE.values():
-            bad = name == "over_exposure_excess" and row.mean[name] > TOO_EXPOSED
-            shown.append(cell(shape.format(row.mean[name]), "bad" * bad))
+        for name, shape in result.columns.values():
+            value = row.mean[name]
+            bad = name == "over_exposure_excess" and value > TOO_EXPOSED
+            good = name == "lost" and competes and shape.format(value) == least_lost
+            shown.append(cell(shape.format(value), "bad" * bad or "best" * good))
         rank = ranks[row.method]
         return "".join([*shown, cell(f"{rank:.1f}", "best" * (competes and rank == first))])
 
-    head = "".join(f'<th title="{MEANING[name]}">{name}</th>' for name in (*METRICS, *MORE, "rank"))
+    head = "".join(
+        f'<th title="{MEANING[name]}">{name}</th>' for name in (*METRICS, *result.columns, "rank")
+    )
     lines = "".join(
         f'<tr class="{"rule" if row.method in RULES else "method"}">'
         f"<th>{html.escape(row.method)}</th>{cells(row)}</tr>"
@@ -234,6 +332,8 @@ img { display: block; width: 100%; height: auto }
 .picture i { width: calc(100% / $zoom); height: calc(100% * var(--h));
              left: calc(var(--x) * (100% - 100% / $zoom));
              top: calc(var(--y) * (100% - 100% * var(--h))) }
+.losses { display: flex; flex-wrap: wrap; gap: 12px } .losses img { width: 480px }
+h4 { margin: 12px 0 4px; font-size: 14px }
 .zoom { aspect-ratio: 2; margin-top: 4px; background-size: calc(100% * $zoom) auto;
         background-position: calc(100% * var(--x)) calc(100% * var(--y)) }
 </style>
@@ -241,7 +341,9 @@ img { display: block; width: 100%; height: auto }
 <p>Figures and pictures of one run, for all methods on the same pairs. No metric is a goal alone:
 the pixel-wise <i>maximum</i> wins VIF, Qabf and MI by copying and looks washed out by day, so a
 method is good that stands high on all of them and looks natural. Of the methods the best in each
-column is bold; the rules of the pixel, in italics, do not compete.</p>
+column is bold; what works without a network, in italics, does not compete. <i>kept</i> and
+<i>lost</i> say whether objects that a camera shows are seen in the fused image: look at these
+first.</p>
 <p>Below each picture a part of it is enlarged, at first where the methods differ most; the mouse
 over a picture moves it in all of them. Fused pictures have the colours of the visible one, as on
 the robot.</p>

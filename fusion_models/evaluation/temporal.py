@@ -8,12 +8,13 @@ sources have themselves, as noise and lights, is subtracted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import cv2
 import numpy as np
 
-__all__ = ["Motion", "brightness_variation"]
+__all__ = ["Motion", "OverTime", "VideoTimes", "brightness_variation"]
 
 _MOST_MISSED = 1.0
 """Pixels by which the way there and back may miss its start."""
@@ -68,3 +69,50 @@ def brightness_variation(means: Sequence[float]) -> float:
     """Root mean square of the change of mean brightness from image to image, grey levels."""
     steps = np.diff(np.asarray(means, np.float64))
     return float(np.sqrt(np.mean(steps**2))) if len(steps) else 0.0
+
+
+@dataclass(frozen=True)
+class OverTime:
+    """What a fused video does from frame to frame, in grey levels.
+
+    Attributes:
+        flicker: mean difference along the flow less the mean of both sources'; at most 0 is good.
+        brightness: root mean square of the change of mean brightness.
+    """
+
+    flicker: float
+    brightness: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The attributes by name."""
+        return asdict(self)
+
+
+class VideoTimes:
+    """Collects the frames of a video one by one and measures all methods along one flow."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, np.ndarray] = {}
+        self._sources: tuple[np.ndarray, np.ndarray] | None = None
+        self._flicker: dict[str, list[float]] = {}
+        self._means: dict[str, list[float]] = {}
+
+    def add(self, ir: np.ndarray, vi: np.ndarray, fused: Mapping[str, np.ndarray]) -> None:
+        """Take the next frame: sources and fused images by method, all `(H, W)` uint8."""
+        if self._sources is not None:
+            motion = Motion(self._sources[1], vi)
+            own = [motion.flicker(*pair) for pair in zip(self._sources, (ir, vi))]
+            if None not in own:
+                for name, image in fused.items():
+                    added = motion.flicker(self._before[name], image) - sum(own) / 2
+                    self._flicker.setdefault(name, []).append(added)
+        for name, image in fused.items():
+            self._means.setdefault(name, []).append(float(image.mean()))
+        self._before, self._sources = dict(fused), (ir, vi)
+
+    def result(self) -> dict[str, OverTime]:
+        """Figures by method; of none if no two frames have consistent flow."""
+        return {
+            name: OverTime(float(np.mean(added)), brightness_variation(self._means[name]))
+            for name, added in self._flicker.items()
+        }

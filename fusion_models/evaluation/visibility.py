@@ -17,7 +17,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-__all__ = ["LEAST_CONTRAST", "LOST", "Kept", "hidden", "hidden_map", "kept_boxes", "kept_masks"]
+__all__ = [
+    "LEAST_CONTRAST",
+    "LOST",
+    "Kept",
+    "hidden",
+    "hidden_map",
+    "kept_boxes",
+    "kept_masks",
+    "summary",
+]
 
 LEAST_CONTRAST = 15.0
 """Grey levels by which the better source must show an object, so that the object counts."""
@@ -54,6 +63,22 @@ class Kept:
     def lost(self) -> bool:
         """Whether less than half of the better source's contrast is kept."""
         return self.ratio < LOST
+
+    @property
+    def missing(self) -> float:
+        """Grey levels of contrast by which the fused image falls short of the better source."""
+        return max(self.ir, self.vi) - self.fused
+
+
+def summary(objects: Sequence[Kept]) -> dict[str, float]:
+    """Number of objects, what is kept of them (the median), share lost; empty without objects."""
+    if not objects:
+        return {}
+    return {
+        "objects": len(objects),
+        "kept": float(np.median([one.ratio for one in objects])),
+        "lost": float(np.mean([one.lost for one in objects])),
+    }
 
 
 def kept_boxes(

@@ -12,7 +12,7 @@ import pytest
 
 from fusion_models.pairs import list_pairs, read_luminance
 from fusion_ros.cameras.street import scene
-from fusion_ros.cameras.street.export import contact_sheet, export, main
+from fusion_ros.cameras.street.export import contact_sheet, export, export_video, main
 from fusion_ros.cameras.street.kinds import BLOCK, CLASSES, KINDS, ORDINARY, render, variant
 from fusion_ros.cameras.street.scene import CLIMATES, CameraModel, Weather
 from fusion_ros.cameras.street.simulated import SimulatedRgb
@@ -208,3 +208,17 @@ def test_the_exporter_writes_the_kinds_it_is_asked_for(tmp_path, capsys):
     assert main([str(tmp_path), "--pairs", "1", "--size", "64x48", "--kinds", *ORDINARY]) == 0
     assert f"4 pairs of 64x48 in {tmp_path}/" in capsys.readouterr().out
     assert len(list((tmp_path / "vi").iterdir())) == 4
+
+
+def test_a_video_has_one_thermal_range_for_all_of_its_frames(tmp_path, capsys):
+    arguments = [str(tmp_path), "--video", "night", "--pairs", "3", "--size", "96x64"]
+    assert main(arguments) == 0
+    assert "3 pairs of 96x64" in capsys.readouterr().out
+    frames = [cv2.imread(str(tmp_path / "ir" / f"0000{k}.png"), 0) for k in range(3)]
+    assert frames[0].shape == (64, 96)
+    assert len({cv2.imread(str(tmp_path / "vi" / f"0000{k}.png")).tobytes() for k in range(3)}) == 3
+    # The background keeps its level although persons move.
+    medians = [float(np.median(frame)) for frame in frames]
+    assert max(medians) - min(medians) <= 3
+    with pytest.raises(ValueError, match="'mars'"):
+        export_video(tmp_path, "mars", 1)

@@ -2,6 +2,7 @@
 """Simulated pairs as files, with boxes and masks: what training, evaluation and tests read.
 
     python -m fusion_ros.cameras.street.export pairs/ --pairs 200 --size 320x240
+    python -m fusion_ros.cameras.street.export night/ --video night --pairs 30
 
 Of each kind, `pairs` pairs in one folder:
 
@@ -16,7 +17,8 @@ Of each kind, `pairs` pairs in one folder:
                                 distance, the share that is not hidden and the contrasts
     classes.txt                 names of the classes, a line each
 
-A stem is kind, seed and N for night or D for day, as in `snow_00012D`.
+A stem is kind, seed and N for night or D for day, as in `snow_00012D`. A video has `ir/` and `vi/`
+alone, and the numbers of its frames as stems.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fusion_ros.cameras.street.backdrop import Backdrop
 from fusion_ros.cameras.street.kinds import (
     BLOCK,
     CLASSES,
@@ -41,9 +44,11 @@ from fusion_ros.cameras.street.kinds import (
     Target,
     render,
 )
+from fusion_ros.cameras.street.scene import SCENES, CameraModel
+from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal
 from fusion_ros.size import Size
 
-__all__ = ["contact_sheet", "export", "main", "stem_of", "write"]
+__all__ = ["contact_sheet", "export", "export_video", "main", "stem_of", "write"]
 
 _FOLDERS = ("ir", "vi", "masks", "boxes/fusion", "boxes/infrared", "boxes/visible")
 _FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
@@ -87,9 +92,7 @@ def write(folder: Path, scenes: Iterable[Scene]) -> list[str]:
                 ("vi", scene.visible),
                 ("masks", scene.masks),
             ):
-                path = folder / name / f"{stem}.png"
-                if not cv2.imwrite(str(path), picture, _FAST):
-                    raise OSError(f"cannot write {path}: is there space, and the right to write?")
+                _write_image(folder / name / f"{stem}.png", picture)
             size = Size.of(scene.thermal)
             for name, targets in (
                 ("fusion", scene.targets),
@@ -108,6 +111,58 @@ def write(folder: Path, scenes: Iterable[Scene]) -> list[str]:
             lines.write(json.dumps(entry) + "\n")
             stems.append(stem)
     return stems
+
+
+def export_video(
+    folder: Path,
+    scene: str,
+    frames: int,
+    size: Size = Size(320, 240),
+    seed: int = 0,
+    rate: float = 10.0,
+) -> list[str]:
+    """Write `frames` consecutive registered pairs of a moving scene; returns their stems.
+
+    Thermal counts of 16 bits become 8 bits by the range of the first frame, a tenth wider, for the
+    whole video: a stretch of each frame by itself would flicker.
+
+    Args:
+        rate: frames per second of scene time.
+    Raises:
+        ValueError: an unknown scene, fewer than one frame or a rate that is not positive.
+    """
+    if scene not in SCENES or frames < 1 or rate <= 0:
+        raise ValueError(
+            f"video of {frames} frames of '{scene}' at {rate:g} a second: expected 1 or more of "
+            f"{', '.join(SCENES)} at a positive rate"
+        )
+    folder = Path(folder)
+    for name in ("ir", "vi"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    camera = CameraModel.from_fov(*size, 56.0)
+    backdrop = Backdrop(camera, seed)
+    rgb = SimulatedRgb(camera, scene, seed, backdrop=backdrop)
+    thermal = SimulatedThermal(camera, scene, seed, backdrop=backdrop)
+    backdrop.release()
+    low = high = 0.0
+    stems = []
+    for number in range(frames):
+        counts = thermal.render(number / rate)
+        if counts.dtype != np.uint8:
+            if not number:
+                low, high = np.percentile(counts, (0.5, 99.5))
+                low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+            scaled = (counts - low) * (255 / max(high - low, 1))
+            counts = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+        stems.append(f"{number:05d}")
+        _write_image(folder / "ir" / f"{stems[-1]}.png", counts)
+        _write_image(folder / "vi" / f"{stems[-1]}.png", rgb.render(number / rate))
+    return stems
+
+
+def _write_image(path: Path, picture: np.ndarray, settings: tuple[int, int] = _FAST) -> None:
+    if not cv2.imwrite(str(path), picture, settings):
+        raise OSError(f"cannot write {path}: is there space, and the right to write?")
 
 
 def contact_sheet(
@@ -169,7 +224,9 @@ def main(args: list[str] | None = None) -> int:
         description="Write simulated pairs of thermal and visible pictures with boxes and masks.",
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pairs", type=int, default=50, help="of each kind (default: %(default)s)")
+    parser.add_argument(
+        "--pairs", type=int, default=50, help="of each kind, or frames (default: %(default)s)"
+    )
     parser.add_argument("--size", type=Size.parse, default=Size(320, 240), help="as in 320x240")
     parser.add_argument(
         "--kinds",
@@ -186,6 +243,12 @@ def main(args: list[str] | None = None) -> int:
         help=f"of the first pair; a multiple of {BLOCK} begins with a new street",
     )
     parser.add_argument(
+        "--video",
+        choices=SCENES,
+        metavar="SCENE",
+        help=f"write frames of one moving scene instead: {', '.join(SCENES)}",
+    )
+    parser.add_argument(
         "--sheet",
         action="store_true",
         help="write sheet.jpg, an overview of the kinds, instead of pairs",
@@ -197,11 +260,15 @@ def main(args: list[str] | None = None) -> int:
             path = options.folder / "sheet.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             sheet = contact_sheet(options.size, kinds, max(options.seed, 0))
-            if not cv2.imwrite(str(path), sheet, (cv2.IMWRITE_JPEG_QUALITY, 90)):
-                raise OSError(f"cannot write {path}: is there space, and the right to write?")
+            _write_image(path, sheet, (cv2.IMWRITE_JPEG_QUALITY, 90))
             print(f"overview of the kinds in {path}")
             return 0
-        stems = export(options.folder, options.pairs, options.size, kinds, options.seed)
+        if options.video:
+            stems = export_video(
+                options.folder, options.video, options.pairs, options.size, options.seed
+            )
+        else:
+            stems = export(options.folder, options.pairs, options.size, kinds, options.seed)
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2

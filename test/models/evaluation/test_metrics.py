@@ -114,3 +114,32 @@ def test_too_small_a_picture_for_vif_is_refused():
     tiny = picture(0, (40, 40))
     with pytest.raises(ValueError, match="65 x 65"):
         vif(tiny, tiny, tiny)
+
+
+@pytest.mark.parametrize("data_range", [255.0, 2.0])
+def test_ssim_is_wang_s_formula_at_either_data_range(data_range):
+    fused, ir, vi = (picture(seed, (16, 18)).astype(np.float64) for seed in range(3))
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    total = 0.0
+    for source in (ir, vi):
+        values = []
+        for y in range(10):
+            for x in range(12):
+                a, b = (image[y : y + 7, x : x + 7].ravel() for image in (fused, source))
+                (va, cov), (_, vb) = np.cov(a, b)
+                top = (2 * a.mean() * b.mean() + c1) * (2 * cov + c2)
+                values.append(top / ((a.mean() ** 2 + b.mean() ** 2 + c1) * (va + vb + c2)))
+        total += np.mean(values)
+    assert ssim(fused, ir, vi, data_range) == pytest.approx(total, abs=1e-9)
+
+
+def test_ssim_at_a_data_range_of_two_is_lower_where_windows_are_flat(shared_data, reference):
+    """On real pairs the papers' values near 1.0 belong to it, and those near 1.4 to 255."""
+    values = {255.0: [], 2.0: []}
+    for key in reference:
+        peer, stem = key.split("/")
+        if peer in ("CDDFuse", "SeAFusion"):
+            fused = cv2.imread(str(shared_data / "peers/reference" / peer / f"{stem}.png"), 0)
+            for data_range, found in values.items():
+                found.append(ssim(fused, *read_pair(shared_data, stem), data_range))
+    assert 0.8 < np.mean(values[2.0]) < 1.1 < 1.2 < np.mean(values[255.0])
