@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -305,75 +306,130 @@ def _candidates(
     outputs: Mapping[str, np.ndarray], metadata: DetectorMetadata, canvas: Size, asked: str
 ) -> Iterator[Layout]:
     """Yield the layouts that shapes and metadata allow."""
-    separate = _separate(outputs)
     classes = None if metadata.names is None else len(metadata.names)
-    if separate:
-        yield Layout(
-            "separate", separate, canvas, 6, classes, "id", corners=True, overlapping=False
-        )
+    found = partial(
+        Layout,
+        canvas=canvas,
+        values=6,
+        classes=classes,
+        scores="id",
+        corners=True,
+        overlapping=False,
+    )
+    if separate := _separate(outputs):
+        yield found("separate", separate)
         return
     tables = [name for name, array in outputs.items() if array.ndim == 3]
     flat = [name for name, array in outputs.items() if array.ndim == 2 and array.shape[1] == 7]
     if len(outputs) == 1 and flat:
-        yield Layout(
-            "end2end", (flat[0],), canvas, 6, classes, "id", corners=True, overlapping=False
-        )
+        yield found("end2end", (flat[0],))
         return
     if len(tables) != 1:
         return
     (name,) = tables
-    first, second = outputs[name].shape[1:]
     extra = _extra(outputs, metadata, asked)
-    task, known = metadata.task, asked != "auto"
-    end2end, detr = metadata.end2end, metadata.head == "RTDETRDecoder"
-
-    def named(values: int, lead: int) -> int | None:
-        """Return the number of classes if `lead` values and their scores make up `values`."""
-        if classes is None:
-            count = values - lead - (extra or 0)
-            return count if count > 0 else None
-        rest = values - lead - classes
-        return classes if (rest == extra if extra is not None else rest >= 0) else None
-
     for features_first in (True, False):
-        values, rows = (first, second) if features_first else (second, first)
-        if values < 5 or (classes is None and values > rows):
-            continue
-        layout = Layout("yolov8", (name,), canvas, values, classes, features_first=features_first)
-        if not (end2end and not known) and not detr:
-            rows_first_known = features_first or classes is not None or known
-            plain = (task != "obb" or asked == "yolov8") and rows_first_known
-            if plain and (count := named(values, 4)):
-                yield replace(layout, classes=count)
-            unknown = classes is None and not task and features_first
-            turned = task == "obb" or asked == "obb" or unknown
-            lead = 4 + (task != "obb")
-            if turned and (count := named(values, lead)):
-                yield replace(layout, name="obb", classes=count, angle=4 + count)
-            if (not task or known) and (count := named(values, 5)):
-                kind = replace(layout, classes=count, scores="objectness")
-                if not features_first or known:
-                    yield replace(kind, name="yolov5")
-                # YOLOv6 has no objectness: it gives 1 everywhere.
-                one_a_cell = (
-                    rows == _cells(canvas, _STRIDES[0]) and (outputs[name][0, :, 4] != 1).any()
-                )
-                if not features_first and one_a_cell:
-                    yield replace(kind, name="yolox")
-                    yield replace(kind, name="yolox", cells=True)
-        if features_first:
-            continue
-        if (end2end is not False or asked == "end2end") and not detr:
-            wanted = None if extra is None else 6 + extra
-            if values >= 6 and wanted in (None, values):
-                turned = {"angle": 6} if task == "obb" and values > 6 else {"corners": True}
-                yield replace(layout, name="end2end", scores="id", overlapping=False, **turned)
-        if task in ("", "detect") and not (end2end and not known):
-            form = replace(layout, name="rtdetr", unit=True, overlapping=False)
-            if values == 6 and (detr or known):
-                yield replace(form, scores="id")
-            if count := named(values, 4):
-                yield replace(form, classes=count)
+        table = outputs[name][0] if features_first else outputs[name][0].T
+        values, rows = table.shape
+        if values >= 5 and (classes is not None or values <= rows):
+            layout = Layout(
+                "yolov8", (name,), canvas, values, classes, features_first=features_first
+            )
+            yield from _Reading(table, layout, metadata, asked, extra).layouts()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A detector's only table, read as (values a box, boxes), and what is known of the model.
+
+    layout: what all readings have in common. extra: number of values behind a box's scores, None
+    if it is not known.
+    """
+
+    table: np.ndarray
+    layout: Layout
+    metadata: DetectorMetadata
+    asked: str
+    extra: int | None
+
+    @property
+    def _known(self) -> bool:
+        """Whether the user has named the layout."""
+        return self.asked != "auto"
+
+    @property
+    def _is_detr(self) -> bool:
+        return self.metadata.head == "RTDETRDecoder"
+
+    @property
+    def _may_overlap(self) -> bool:
+        """Whether an object may have several boxes, as far as the metadata tell."""
+        return self._known or not self.metadata.end2end
+
+    def _classes(self, lead: int) -> int:
+        """Return the number of classes if `lead` values and their scores fill a row, else 0."""
+        rest = self.layout.values - lead
+        if self.layout.classes is None:
+            return max(rest - (self.extra or 0), 0)
+        rest -= self.layout.classes
+        fits = rest >= 0 if self.extra is None else rest == self.extra
+        return self.layout.classes if fits else 0
+
+    def layouts(self) -> Iterator[Layout]:
+        """Yield the layouts of this reading."""
+        if self._may_overlap and not self._is_detr:
+            yield from self._class_scores()
+            if self._known or not self.metadata.task:
+                yield from self._objectness()
+        if not self.layout.features_first:
+            yield from self._end2end()
+            yield from self._rtdetr()
+
+    def _class_scores(self) -> Iterator[Layout]:
+        """Boxes with a score for each class: YOLOv8 and later, turned boxes too."""
+        task, features_first = self.metadata.task, self.layout.features_first
+        named = self.layout.classes is not None
+        upright = task != "obb" or self.asked == "yolov8"
+        if upright and (features_first or named or self._known) and (count := self._classes(4)):
+            yield replace(self.layout, classes=count)
+        unknown = not named and not task and features_first
+        turned = task == "obb" or self.asked == "obb" or unknown
+        if turned and (count := self._classes(4 + (task != "obb"))):
+            yield replace(self.layout, name="obb", classes=count, angle=4 + count)
+
+    def _objectness(self) -> Iterator[Layout]:
+        """Boxes with objectness before the class scores: YOLOv5, YOLOX."""
+        count = self._classes(5)
+        if not count:
+            return
+        layout = replace(self.layout, classes=count, scores="objectness")
+        if not layout.features_first or self._known:
+            yield replace(layout, name="yolov5")
+        one_a_cell = self.table.shape[1] == _cells(layout.canvas, _STRIDES[0])
+        # YOLOv6 has no objectness: it gives 1 everywhere.
+        if not layout.features_first and one_a_cell and (self.table[4] != 1).any():
+            yield replace(layout, name="yolox")
+            yield replace(layout, name="yolox", cells=True)
+
+    def _end2end(self) -> Iterator[Layout]:
+        """One box an object, with its score and class."""
+        if self._is_detr or (self.metadata.end2end is False and self.asked != "end2end"):
+            return
+        values = self.layout.values
+        if values == 6 + self.extra if self.extra is not None else values >= 6:
+            turned = self.metadata.task == "obb" and values > 6
+            form = {"angle": 6} if turned else {"corners": True}
+            yield replace(self.layout, name="end2end", scores="id", overlapping=False, **form)
+
+    def _rtdetr(self) -> Iterator[Layout]:
+        """Boxes as shares of the image."""
+        if self.metadata.task not in ("", "detect") or not self._may_overlap:
+            return
+        layout = replace(self.layout, name="rtdetr", unit=True, overlapping=False)
+        if layout.values == 6 and (self._is_detr or self._known):
+            yield replace(layout, scores="id")
+        if count := self._classes(4):
+            yield replace(layout, classes=count)
 
 
 def _extra(outputs: Mapping[str, np.ndarray], metadata: DetectorMetadata, asked: str) -> int | None:
