@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from fusion_ros.cameras.street import scene
+from fusion_ros.cameras.street.facades import bricks, hashed, shops, windows
 from fusion_ros.cameras.street.furniture import lamp_facets, tree_facets
 from fusion_ros.cameras.street.raster import (
     LAMP_COLOUR,
@@ -21,17 +22,22 @@ from fusion_ros.cameras.street.raster import (
     thermal_sprite,
     tone,
 )
-from fusion_ros.cameras.street.scene import CAMERA_HEIGHT, Building, CameraModel, Climate, Street
+from fusion_ros.cameras.street.scene import (
+    BRICK,
+    CAMERA_HEIGHT,
+    GLAZED,
+    Building,
+    CameraModel,
+    Climate,
+    Street,
+)
+from fusion_ros.cameras.street.signs import paste, sign_board
 from fusion_ros.cameras.street.vehicles import vehicle_facets
+from fusion_ros.size import Size
 
 SUPERSAMPLE = 2
 SKY, ROAD, PAVEMENT, WALL, GLASS = range(5)
 _UP, _LEFT, _RIGHT, _BACK = (0.0, 1.0, 0.0), (-1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)
-
-
-def _hash(a, b, seed: float):
-    """Pseudo-random [0, 1) of two numbers, for windows and slabs."""
-    return np.modf(np.abs(np.sin(a * 12.9898 + b * 78.233 + seed * 0.137) * 43758.5453))[0]
 
 
 def _noise_texture(rng: np.random.Generator, size: int = 512, octaves: int = 6) -> np.ndarray:
@@ -148,7 +154,7 @@ class _Tracer:
         albedo[marks] = (np.clip(worn, 0.3, 1)[:, None] * (0.56, 0.60, 0.60))[marks]
 
         slab = np.minimum(np.abs((x % 0.75) - 0.02), np.abs((z % 0.75) - 0.02)) < 0.025
-        tile = _hash(np.floor(x / 0.75), np.floor(z / 0.75), 3.0)
+        tile = hashed(np.floor(x / 0.75), np.floor(z / 0.75), 3.0)
         stone = 0.26 + 0.05 * tile * fade + 0.03 * coarse + 0.03 * fine
         stone = np.where(slab & (z < 35), 0.72 * stone, stone)
         near_kerb = np.minimum(
@@ -221,98 +227,40 @@ class _Tracer:
         stain = self.sample(u + b.seed % 97, v * 0.25, 11.0)
         fine = self.sample(u, v, 2.3) * fade
         shade = 1 + 0.13 * stain + 0.20 * fine
-        if b.style == 1:
-            row = np.floor(v / 0.24)
-            joint = (v % 0.24 < 0.035) | ((u + 0.25 * (row % 2)) % 0.5 < 0.035)
-            shade = shade * (
-                1 + 0.18 * (_hash(np.floor((u + 0.25 * (row % 2)) / 0.5), row, 1.0) - 0.5)
-            )
-            shade = np.where(joint & (z < 32), shade * 1.25, shade)
+        if b.style == BRICK:
+            shade = bricks(shade, u, v, z)
         albedo = np.clip(shade, 0.3, 1.7)[:, None] * np.array(b.colour)
-        kelvin = 1.1 * stain + 0.7 * fine - 0.12 * v + 2.5 * (_hash(b.seed, 1.0, 0.0) - 0.5)
+        kelvin = 1.1 * stain + 0.7 * fine - 0.12 * v + 2.5 * (hashed(b.seed, 1.0, 0.0) - 0.5)
 
-        floor = np.floor((v - 3.9) / 3.4)
-        upper = v >= 3.9
-        pitch = length / max(2, round(length / (2.3 if b.style != 2 else 3.2)))
-        cell, cu = np.floor(u / pitch), np.abs(u % pitch - 0.5 * pitch)
-        half = 0.52 if b.style != 2 else 1.25
-        cv = v - 3.9 - 3.4 * floor
-        inside = upper & (cu < half) & (cv > 0.85) & (cv < 2.55) & (v < b.height - 0.9)
-        frame = inside & (
-            (cu > half - 0.07)
-            | (cu < 0.035)
-            | (cv < 0.93)
-            | (cv > 2.47)
-            | (np.abs(cv - 1.95) < 0.03)
-        )
-        sill = upper & (cu < half + 0.12) & (cv > 0.72) & (cv <= 0.85) & (v < b.height - 0.9)
-        course = upper & (cv < 0.16) | (v > b.height - 0.45)
-        albedo[course | sill] = np.clip(1.35 * np.array(b.colour) + 0.06, 0, 0.8)
+        glazing, ground = windows(u, v, b, length), shops(u, v, b, length)
+        trim = np.clip(1.35 * np.array(b.colour) + 0.06, 0, 0.8)
+        albedo[glazing.course | glazing.sill] = trim
+        plinth = ground.storey & ~ground.inside
+        stone = np.array([0.30, 0.33, 0.35]) * np.clip(shade, 0.5, 1.4)[:, None]
+        albedo[plinth] = stone[plinth]
+        albedo[ground.fascia] = ground.colour[ground.fascia]
+        albedo[ground.letters] = (0.7, 0.75, 0.75)
 
-        bay = length / max(1, round(length / 4.2))
-        shop_cell, su = np.floor(u / bay), u % bay
-        door = (su > bay - 1.35) & (su < bay - 0.35)
-        plain = b.style == 3
-        shop = (v < 2.75) & (su > 0.35) & (su < bay - 1.55) & (v > 0.55) | door & (v < 2.4)
-        shop &= not plain
-        shop_frame = shop & (
-            (su < 0.43)
-            | (np.abs(su - bay + 1.6) < 0.05)
-            | (v > 2.68)
-            | (np.abs(v - 2.1) < 0.04)
-            | door & ((su < bay - 1.25) | (su > bay - 0.45) | (v < 0.3))
-        )
-        fascia = (v > 2.95) & (v < 3.55) & (not plain)
-        trade = _hash(shop_cell, 2.0, b.seed)
-        trade_colour = 0.05 + 0.35 * np.stack(
-            [_hash(shop_cell, k, b.seed) for k in (3.0, 4.0, 5.0)], axis=1
-        )
-        ground_floor = (v < 3.9) & (not plain)
-        albedo[ground_floor & ~shop] = (
-            np.array([0.30, 0.33, 0.35]) * np.clip(shade, 0.5, 1.4)[:, None]
-        )[ground_floor & ~shop]
-        albedo[fascia] = trade_colour[fascia]
-        letters = (
-            fascia
-            & (np.abs(v - 3.25) < 0.15)
-            & (su > 0.25 * bay)
-            & (su < 0.75 * bay)
-            & (_hash(np.floor(su * 4), 1.0, b.seed + 7) > 0.3)
-            & (su * 4 % 1 > 0.25)
-        )
-        albedo[letters] = (0.7, 0.75, 0.75)
-
-        glass = (inside & ~frame) | (shop & ~shop_frame)
-        albedo[frame | shop_frame] = (0.50, 0.52, 0.52) if b.style != 2 else (0.07, 0.07, 0.08)
+        glass = (glazing.inside & ~glazing.frame) | (ground.inside & ~ground.frame)
+        frame = (0.50, 0.52, 0.52) if b.style != GLAZED else (0.07, 0.07, 0.08)
+        albedo[glazing.frame | ground.frame] = frame
         albedo[glass] = (0.030, 0.027, 0.024)
-        lit = inside & ~frame & (_hash(cell, floor, b.seed) < 0.36)
-        curtain = 0.55 + 0.45 * np.clip((cv - 0.9) / 1.6, 0, 1) * (0.8 + 0.2 * np.sin(u * 9))
-        open_shop = shop & ~shop_frame & (trade < 0.6)
+        # Light of windows beside the cameras would fall on persons from behind.
+        closed = b.side > 0 and b.z0 < 16
+        lit, open_shop = glazing.lit & (not closed), ground.open & (not closed)
         goods = 0.55 + 0.45 * self.sample(u, v, 2.9)
-        closed = (
-            b.side > 0 and b.z0 < 16
-        )  # else windows beside the cameras would light persons from behind
-        lit, open_shop = lit & (not closed), open_shop & (not closed)
-        warm = np.stack(
-            [
-                0.20 + 0.25 * _hash(cell, floor, b.seed + 5),
-                np.full_like(u, 0.58),
-                np.full_like(u, 0.92),
-            ],
-            1,
-        )
-        emission = np.where(lit[:, None], (0.75 * curtain)[:, None] * warm, 0)
+        emission = np.where(lit[:, None], (0.75 * glazing.curtain)[:, None] * glazing.glow, 0)
         emission += np.where(open_shop[:, None], (0.55 * goods)[:, None] * (0.50, 0.80, 0.95), 0)
-        emission += np.where(letters[:, None], 0.30, 0) * np.array([0.8, 0.9, 1.0])
+        emission += np.where(ground.letters[:, None], 0.30, 0) * np.array([0.8, 0.9, 1.0])
 
         kelvin = (
             kelvin
-            + np.where(inside, 0.6, 0)
+            + np.where(glazing.inside, 0.6, 0)
             + np.where(lit, 2.2, 0)
-            + np.where(frame | sill, 0.9, 0)
+            + np.where(glazing.frame | glazing.sill, 0.9, 0)
             + np.where(open_shop, 2.6, 0)
-            + np.where(course, -0.5, 0)
-            + 0.8 * (ground_floor & ~shop)
+            + np.where(glazing.course, -0.5, 0)
+            + 0.8 * plinth
         )
         material = np.where(glass, GLASS, WALL)
         albedo *= (1 - 0.35 * np.exp(-v / 0.6))[:, None]
@@ -552,84 +500,14 @@ class Backdrop:
         camera = self.fine
         scale = camera.focal / sign.z
         u, v = camera.project(np.array([sign.x, sign.y, sign.z]))
-        light = np.array(climate.ambient) + 0.7 * np.array(climate.sun)
-        light = light + LAMP_COLOUR * 0.55 * climate.lamps  # signs are lit by their own lamp
-        board, ink = (
-            np.clip(tone(np.array(c) * light, climate.exposure), 0, 255).tolist()
-            for c in (sign.board, sign.ink)
-        )
         if sign.pole:
             metal = tone(np.array([0.2, 0.2, 0.2]) * np.array(climate.ambient), climate.exposure)
-            foot = v + sign.y * scale
             half = max(1.0, 0.04 * scale)
-            cv2.rectangle(
-                picture,
-                (round(u - half), round(v)),
-                (round(u + half), round(foot)),
-                metal.tolist(),
-                -1,
-            )
-        width, height = max(6, round(sign.width * scale)), max(6, round(sign.height * scale))
-        zoom = max(1, 160 // width)
-        tile = np.zeros((height * zoom, width * zoom, 4), np.uint8)
-        h, w = tile.shape[:2]
-        middle = (w / 2 - 0.5, h / 2 - 0.5)
-        solid = (*board, 255)
-        rim = (*ink, 255)
-        if sign.round:
-            corners = 8 if sign.text == "STOP" else 48
-            turn = np.arange(corners) * 2 * np.pi / corners + np.pi / corners
-            circle = np.stack([np.cos(turn), np.sin(turn)], 1) * w / (2 * np.cos(np.pi / corners))
-            edge = (
-                (*board, 255)
-                if sign.text == "STOP"
-                else (
-                    *np.clip(tone(np.array([0.03, 0.03, 0.45]) * light, climate.exposure), 0, 255),
-                    255,
-                )
-            )
-            inner = rim if sign.text == "STOP" else edge
-            cv2.fillPoly(tile, [np.rint(circle + middle).astype(np.int32)], inner, cv2.LINE_AA)
-            share = 0.92 if sign.text == "STOP" else 0.76
-            cv2.fillPoly(
-                tile, [np.rint(share * circle + middle).astype(np.int32)], solid, cv2.LINE_AA
-            )
-            room = 0.80 if sign.text == "STOP" else 0.60
-        else:
-            tile[:] = solid
-            cv2.rectangle(
-                tile,
-                (2 * zoom, 2 * zoom),
-                (w - 1 - 2 * zoom, h - 1 - 2 * zoom),
-                rim,
-                max(1, round(0.03 * h)),
-            )
-            room = 0.80
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        (tw, th), _ = cv2.getTextSize(sign.text, font, 1.0, 2)
-        size = min(room * w / tw, 0.62 * h / th)
-        thick = max(1, round(2.6 * size))
-        (tw, th), _ = cv2.getTextSize(sign.text, font, size, thick)
-        cv2.putText(
-            tile,
-            sign.text,
-            (round((w - tw) / 2), round((h + th) / 2)),
-            font,
-            size,
-            rim,
-            thick,
-            cv2.LINE_AA,
-        )
-        tile = cv2.resize(tile, (width, height), interpolation=cv2.INTER_AREA)
-        left, top = round(u - width / 2), round(v - height / 2)
-        x0, y0 = max(0, left), max(0, top)
-        x1, y1 = min(picture.shape[1], left + width), min(picture.shape[0], top + height)
-        if x1 <= x0 or y1 <= y0:
-            return
-        part = tile[y0 - top : y1 - top, x0 - left : x1 - left]
-        alpha = part[..., 3:].astype(np.float32) / 255
-        area = picture[y0:y1, x0:x1]
-        area[:] = (area * (1 - alpha) + part[..., :3] * alpha).astype(np.uint8)
+            corners = (u - half, v), (u + half, v + sign.y * scale)
+            cv2.rectangle(picture, *((round(x), round(y)) for x, y in corners), metal.tolist(), -1)
+        size = Size(max(6, round(sign.width * scale)), max(6, round(sign.height * scale)))
+        board = sign_board(sign, size, climate)
+        paste(picture, board, round(u - size.width / 2), round(v - size.height / 2))
 
     def _halos(self, picture: np.ndarray, climate: Climate) -> None:
         for lamp in scene.LAMPS:

@@ -30,7 +30,7 @@ import numpy as np
 
 from fusion_ros.cameras.street import scene
 from fusion_ros.cameras.street.backdrop import Backdrop
-from fusion_ros.cameras.street.scene import CameraModel, Climate, Moment, Street, Weather
+from fusion_ros.cameras.street.scene import PLAIN, CameraModel, Climate, Moment, Street, Weather
 from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal
 from fusion_ros.size import Size
 
@@ -255,7 +255,7 @@ def _view(kind: str, block: int, size: Size) -> _View:
     street = Street.of(street_seed)
     if which == "wall":
         paint = rng.uniform(0.62, 0.78) * np.array([0.93, 0.98, 1.0])
-        walls = tuple(replace(b, colour=tuple(paint), style=3) for b in street.buildings)
+        walls = tuple(replace(b, colour=tuple(paint), style=PLAIN) for b in street.buildings)
         street = replace(street, buildings=walls)
     backdrop = Backdrop(camera, street_seed, street)
     shared = {"climates": {name: climate}, "backdrop": backdrop}

@@ -308,6 +308,10 @@ def weather(scene: str, time_s: float) -> Weather:
 # --- what stands still -----------------------------------------------------------------------
 
 
+PLASTER, BRICK, GLAZED, PLAIN = range(4)
+"""Styles of buildings: plaster, brick, glass and concrete, plaster without shops."""
+
+
 @dataclass(frozen=True)
 class Building:
     """Box along the street: face at `x`, from z0 to z1, `side` -1 left or +1 right."""
@@ -318,7 +322,7 @@ class Building:
     z1: float
     height: float
     colour: tuple  # linear BGR albedo
-    style: int  # 0 plaster, 1 brick, 2 glass and concrete, 3 plaster without shops
+    style: int  # PLASTER, BRICK, ...
     seed: int
 
 
