@@ -433,7 +433,7 @@ def _networks(system: System, method: str) -> Iterator[Check]:
         )  # fmt: skip
     else:
         yield Check("network", Level.OK, found)
-    network.fuser.close()
+    network.close()
     yield _detector(system, pipeline, settings)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from time import perf_counter
 
@@ -53,8 +54,8 @@ class Fuser:
     The network fuses luminance (BT.601, full range); the visible image's Cb and Cr are kept. Sizes
     that are not multiples of 8 are padded by reflection at the bottom and right, and cropped back.
     No image is stretched by its own content, so a video does not flicker. Buffers are kept for the
-    latest size: with `out` nothing of image size is allocated after the first frame. Not
-    thread-safe.
+    latest size: with `out` nothing of image size is allocated after the first frame. Calls from
+    several threads wait for each other.
 
     On a GPU, luminance, padding and colour are part of the network's graph (see `fuse_images`),
     and 8-bit images are copied to it and back. That graph rounds only once, so results differ
@@ -89,6 +90,7 @@ class Fuser:
         stages = ("prepare", "infer", *(["upsample"] if self._may_reduce else []), "colour")
         self.last_ms: dict[str, float] = dict.fromkeys(stages, 0.0)
         self._convert_on_gpu = convert_on_gpu
+        self._using = threading.Lock()
         self._allocated: tuple[Size, bool] | None = None
         self._feeds: dict[str, np.ndarray] = {}
 
@@ -111,7 +113,6 @@ class Fuser:
         Raises ValueError for other shapes and dtypes, EngineError if the network fails or its
         output is NaN, infinite or far from [0, 1].
         """
-        start = perf_counter()
         _check_pair(thermal, visible_bgr)
         if out is None:
             out = np.empty_like(visible_bgr, order="C")
@@ -119,11 +120,13 @@ class Fuser:
             raise ValueError(
                 f"out must be contiguous uint8 {visible_bgr.shape}, got {out.dtype} {out.shape}"
             )
-        self._allocate(Size.of(thermal), self._convert_on_gpu)
-        if self.converts_on_gpu:
-            self._fuse_images(start, thermal, visible_bgr, out)
-        else:
-            self._fuse_luminances(start, thermal, visible_bgr, out)
+        with self._using:
+            start = perf_counter()
+            self._allocate(Size.of(thermal), self._convert_on_gpu)
+            if self.converts_on_gpu:
+                self._fuse_images(start, thermal, visible_bgr, out)
+            else:
+                self._fuse_luminances(start, thermal, visible_bgr, out)
         return out
 
     def fuse_luminance(self, ir: np.ndarray, vi: np.ndarray) -> np.ndarray:
@@ -133,9 +136,10 @@ class Fuser:
         """
         if ir.ndim != 2 or ir.shape != vi.shape or not ir.size:
             raise ValueError(f"ir and vi must have one size (H, W), got {ir.shape}, {vi.shape}")
-        self._allocate(Size.of(ir), False)
-        self._load(ir, vi, 1)
-        return self._at_full_size(self._infer()[FUSED][0, 0][self._inside]).copy()
+        with self._using:
+            self._allocate(Size.of(ir), False)
+            self._load(ir, vi, 1)
+            return self._at_full_size(self._infer()[FUSED][0, 0][self._inside]).copy()
 
     def form(self, size: Size) -> Form | None:
         """Return the form of the network that takes camera images of `size`.
@@ -152,9 +156,10 @@ class Fuser:
         return self.engine.on_device(FUSED_IMAGE) if self.converts_on_gpu else None
 
     def close(self) -> None:
-        """Free the network; nothing runs afterwards."""
-        self._feeds, self._allocated = {}, None
-        self.engine.close()
+        """Free the network once the call in progress is done; nothing runs afterwards."""
+        with self._using:
+            self._feeds, self._allocated = {}, None
+            self.engine.close()
 
     def _fuse_images(
         self, start: float, thermal: np.ndarray, visible: np.ndarray, out: np.ndarray

@@ -30,7 +30,7 @@ from fusion_ros.node.outputs import (
 )
 from fusion_ros.node.parameters import Parameters
 from fusion_ros.node.ready import Ready
-from fusion_ros.node.worker import Worker
+from fusion_ros.node.worker import Lanes
 
 if TYPE_CHECKING:
     from fusion_ros.node.fuse_node import FuseNode
@@ -79,7 +79,7 @@ class Configured:
             self.ready,
             self.monitor,
             node.log_once,
-            self.say_what_runs,
+            self.replaced,
             self._set_back,
         )
         try:
@@ -104,9 +104,10 @@ class Configured:
         self.frames.sim_time = self.graph.sim_time
         # The worker outlives a deactivation, since the frame in hand may be building an engine.
         # It frees the networks itself: nobody else knows when that frame is done.
-        self.worker: Worker[Job] = Worker(
+        self.worker: Lanes[Job] = Lanes(
             self.frames.process, "fusion", self._frame_failed, self.pipeline.close
         )
+        self._follow(network)
         self.diagnostics = Diagnostics(
             self.monitor, self.pipeline, self.cameras, self.graph, self.counts, self.work
         )
@@ -220,6 +221,15 @@ class Configured:
         """Whether a thread still runs."""
         return self.worker.alive or self.loader.alive or self.frames.search.alive
 
+    def _follow(self, network: Network) -> None:
+        """Have as many images in hand as the network takes at a time."""
+        self.worker.width = self.pace.lanes = network.lanes
+
+    def replaced(self, network: Network) -> None:
+        """Follow a network that runs from the next frame on; called in the loader's thread."""
+        self._follow(network)
+        self.say_what_runs(network)
+
     def say_what_runs(self, network: Network) -> None:
         if network.method == self._said_method and self.parameters.processing_size == AUTO:
             return  # another size has been logged, with its reason
@@ -271,7 +281,7 @@ class Configured:
         if network.fits(self.parameters) and self.parameters.processing_size == AUTO:
             self.ready.keep(network)
         else:
-            network.fuser.close()
+            network.close()
 
     def _search_failed(self, error: Exception) -> None:
         if not self._closed and self._node.context.ok():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""One frame in the worker's thread: fuse a pair of messages, find objects, publish both."""
+"""One frame in a worker's thread: fuse a pair of messages, find objects, publish both."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ from fusion_ros.frame import compressed, images
 from fusion_ros.frame.annotation import draw
 from fusion_ros.frame.detector import Detection
 from fusion_ros.frame.monitor import Monitor
-from fusion_ros.frame.pace import Pace
-from fusion_ros.frame.pipeline import Pipeline
+from fusion_ros.frame.pace import Pace, Shares
+from fusion_ros.frame.pipeline import Pipeline, Prepared
 from fusion_ros.frame.settings import AUTO
 from fusion_ros.frame.thermography import Thermography
 from fusion_ros.node.advice import far_apart
@@ -43,7 +43,9 @@ class Job:
 
 
 class Frames:
-    """Takes one `Job` after the other through the pipeline; an exception costs that frame.
+    """Takes one `Job` after the other, or two at a time, through the pipeline.
+
+    An exception costs that frame.
 
     Boxes, and the image with boxes, come for each `detect_every`-th frame and with its header.
     Where that is auto, `search` finds them in another thread.
@@ -58,8 +60,7 @@ class Frames:
         await_calibration: the next frame waits for camera_info.
         arrival_stamps: images are paired by their arrival, whatever their headers say.
         sim_time: the node's clock is that of /clock.
-        decided: the frame in hand is counted, or handed to the publishers; what follows are its
-            boxes.
+        decided: a frame in hand is handed to the publishers; what follows are its boxes.
     """
 
     def __init__(
@@ -87,63 +88,81 @@ class Frames:
         self._rgb = next(camera for camera in cameras if camera.name == "rgb")
         self._count_publishers = count_publishers
         self._now_ns = now_ns
-        self._to_thermal = images.Converter(images.thermal_array)
-        self._to_visible = images.Converter(images.visible_bgr)
+        self._shares = Shares()
+        self._converters = [
+            (images.Converter(images.thermal_array), images.Converter(images.visible_bgr))
+            for _ in range(2)
+        ]
 
-    def process(self, job: Job) -> None:
-        """Fuse the job's images and publish what has subscribers.
+    def process(self, job: Job, lane: int = 0) -> Generator[None, None, None]:
+        """Fuse the job's images and publish what has subscribers; a generator for `Lanes`.
 
+        lane: 0 or 1; two frames that are in progress at a time have different ones.
         Raises an exception for images that cannot be fused. One after the fused image was handed
         over costs the frame its boxes only.
         """
+        start, shared, handed_over = time.perf_counter(), self._shares.begin(), False
         try:
-            start = time.perf_counter()
-            header, fused = self._fuse(job)
-            if fused is not None:
-                self.decided = True
-                searching = time.perf_counter()
-                self._search(fused, header)
-                self._note_pace(job, start, searching)
+            self._monitor.stage("queue", 1e3 * (start - job.queued))
+            prepared = self._prepare(job, lane)
+            yield
+            fused = prepared.fuse()
+            network = self._pipeline.running
+            infer_s = network.infer_s(lane)
+            yield
+            header = (job.thermal if job.rgb is None else job.rgb).header
+            handed_over = self.decided = self._hand_over(job, fused, header)
+            if not handed_over:
+                return
+            searching = time.perf_counter()
+            self._search(fused, header, prepared.thermography)
+            end = time.perf_counter()
+            busy_s, shared = self._shares.end(shared), None
+            if job.thermal is not None and job.rgb is not None:
+                share = busy_s / (end - start)
+                self._pace.images(max(self._pipeline.rgb_size))
+                self._pace.frame(
+                    network.fuser.processing_size,
+                    busy_s,
+                    share * infer_s,
+                    share * (end - searching),
+                )
         except Exception as error:
-            if not self.decided:
+            if not handed_over:
                 raise
             self._monitor.fault("detector_failed", f"a frame has no boxes: {describe(error)}")
         finally:
-            self.decided = False
+            if shared is not None:
+                self._shares.end(shared)
+            if handed_over:
+                self.decided = False
 
-    def _fuse(self, job: Job) -> tuple[Any, np.ndarray | None]:
-        """Fuse the job's images and hand the result over; None if nobody is to have it."""
-        monitor, pipeline, outputs = self._monitor, self._pipeline, self._outputs
-        monitor.stage("queue", 1e3 * (time.perf_counter() - job.queued))
+    def _prepare(self, job: Job, lane: int) -> Prepared:
+        """Do what comes before the network."""
         if self.await_calibration:
             self.await_calibration = False
             self._await_calibration()
-        with monitor.timed("convert"):
-            thermal, visible = self._read_thermal(job.thermal), self._read_visible(job.rgb)
-        fused = pipeline.fuse(thermal, visible)
-        header = (job.thermal if job.rgb is None else job.rgb).header
+        to_thermal, to_visible = self._converters[lane]
+        with self._monitor.timed("convert"):
+            thermal = _read(job.thermal, to_thermal, compressed.thermal_array)
+            visible = _read(job.rgb, to_visible, compressed.visible_bgr)
+        return self._pipeline.prepare(thermal, visible, lane)
+
+    def _hand_over(self, job: Job, fused: np.ndarray, header: Any) -> bool:
+        """Hand the fused image to the publishers; return whether anybody is to have it."""
+        monitor, outputs = self._monitor, self._outputs
         if not outputs.active:
             monitor.count("displaced")  # the node was deactivated meanwhile
-            return header, None
+            return False
         handed_over = time.perf_counter()
         with monitor.timed("fill"):
             outputs.image(
                 FUSED, fused, header, lambda error: self._published(job, header, handed_over, error)
             )
         outputs.info(self._rgb.info, header)
-        return header, fused
+        return True
 
-    def _read_thermal(self, msg: Image | CompressedImage | None) -> np.ndarray | None:
-        if isinstance(msg, CompressedImage):
-            return compressed.thermal_array(msg)
-        return None if msg is None else self._to_thermal(msg)
-
-    def _read_visible(self, msg: Image | CompressedImage | None) -> np.ndarray | None:
-        if isinstance(msg, CompressedImage):
-            return compressed.visible_bgr(msg)
-        return None if msg is None else self._to_visible(msg)
-
-    def _search(self, fused: np.ndarray, header: Any) -> None:
+    def _search(self, fused: np.ndarray, header: Any, temperatures: Thermography | None) -> None:
         """Find objects in this frame or have it done, if its boxes have subscribers and are due."""
         pipeline = self._pipeline
         if not (self._outputs.wanted(DETECTIONS) or self._outputs.wanted_image(ANNOTATED)):
@@ -152,13 +171,12 @@ class Frames:
             self._publish_boxes(fused, [], header)
         elif pipeline.detect_every == AUTO:
             if not self.search.pending:
-                measured = pipeline.thermography
-                self.search.offer(fused, (header, measured and measured.kept()))
+                self.search.offer(fused, (header, temperatures and temperatures.kept()))
         else:
             self._searched += 1
             if self._searched >= pipeline.detect_every:
                 self._searched = 0
-                self._search_and_publish(fused, (header, pipeline.thermography), latest=True)
+                self._search_and_publish(fused, (header, temperatures), latest=True)
 
     def _search_and_publish(
         self,
@@ -189,16 +207,6 @@ class Frames:
         except Exception as error:  # a model of a user may raise anything
             self._monitor.fault("detector_failed", f"a frame has no boxes: {describe(error)}")
             return []
-
-    def _note_pace(self, job: Job, start: float, searching: float) -> None:
-        """Tell the pace how long this frame took."""
-        end = time.perf_counter()
-        if job.thermal is not None and job.rgb is not None:
-            network = self._pipeline.running
-            self._pace.images(max(self._pipeline.rgb_size))
-            self._pace.frame(
-                network.fuser.processing_size, end - start, network.last_infer_s, end - searching
-            )
 
     def _await_calibration(self) -> None:
         """Wait shortly for the camera_info of both cameras, if it has publishers."""
@@ -231,6 +239,17 @@ class Frames:
             return latency_ms
         self._monitor.fault("odd_stamps", far_apart(latency_ms, self.sim_time))
         return None
+
+
+def _read(
+    msg: Image | CompressedImage | None,
+    raw: Callable[[Image], np.ndarray],
+    decode: Callable[[CompressedImage], np.ndarray],
+) -> np.ndarray | None:
+    """The pixels of a message, if there is one."""
+    if isinstance(msg, CompressedImage):
+        return decode(msg)
+    return None if msg is None else raw(msg)
 
 
 def stamp_ns(header: Any) -> int:

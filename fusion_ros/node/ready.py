@@ -33,7 +33,7 @@ class Ready:
                     surplus.append(self._networks.popitem(last=False)[1])
         for one in surplus:
             if one is not None and (one is not network or self._closed):
-                one.fuser.close()
+                one.close()
 
     def take(self, method: str, size: int) -> Network | None:
         """Return a network and keep it no longer; None if it is not kept."""
@@ -57,7 +57,7 @@ class Ready:
             networks = list(self._networks.values())
             self._networks.clear()
         for network in networks:
-            network.fuser.close()
+            network.close()
 
     def close(self) -> None:
         """Free all networks; those that are handed over later are freed at once."""

@@ -25,7 +25,10 @@ class Network:
 
     def __init__(self, gpu_unused: str = "") -> None:
         engine = SimpleNamespace(description="onnxruntime 1.31.1", gpu_unused=gpu_unused)
-        self.fuser = SimpleNamespace(engine=engine, close=lambda: None)
+        self.fuser = SimpleNamespace(engine=engine)
+
+    def close(self) -> None:
+        pass
 
 
 class MadeUp(System):

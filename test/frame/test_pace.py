@@ -8,7 +8,22 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fusion_ros.frame.pace import Pace, sizes_for
+from fusion_ros.frame.pace import Pace, Shares, sizes_for
+
+
+@dataclass
+class Frame:
+    """A frame in hand.
+
+    left: work left, s; came: when, s; parts: of the network and of the search in its work; begun:
+    what `Shares` gave for it.
+    """
+
+    left: float
+    came: float
+    size: int
+    parts: tuple[float, float]
+    begun: float
 
 
 @dataclass
@@ -16,7 +31,8 @@ class Machine:
     """Cameras, a worker with room for one waiting pair, and the pace, one second after another.
 
     A frame takes `rest` s and, for each million pixels of a square image, `network` s, both times
-    `load`. A change of size takes effect `loading` s after it was decided.
+    `load`. `lanes` of them can be in hand; two at a time make the machine `gain` times as fast. A
+    change of size takes effect `loading` s after it was decided. Pairs come up to `jitter` s late.
     """
 
     longest: int = 640
@@ -30,6 +46,9 @@ class Machine:
     loading: float = 0.1
     search: float = 0.0
     load: float = 1.0
+    lanes: int = 1
+    gain: float = 1.18
+    jitter: float = 0.0
     now: float = 100.0
     changes: list[tuple[float, int]] = field(default_factory=list)
     sent: int = 0
@@ -38,61 +57,75 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.pace = Pace(self.start, self.least, self.target_rate, clock=lambda: self.now)
+        self.pace.lanes = self.lanes
         self.pace.images(self.longest)
         self.size = self.start
+        self._shares = Shares(clock=lambda: self.now)
         self._random = random.Random(0)
-        self._end: float | None = None
-        self._waiting = False
-        self._next_pair = self._next_look = self.now
+        self._in_hand: list[Frame] = []
+        self._waiting: float | None = None
+        self._next_look = self.now
+        self._next_pair = self._camera = self.now
         self._arrives: tuple[float, int] | None = None
 
     def run(self, seconds: float) -> Machine:
         """Let time pass; counters are of this time only."""
         self.sent = self.fused = self.lost = 0
+        self.latencies: list[float] = []
         until = self.now + seconds
         while True:
-            events = [self._next_pair, self._next_look]
-            events += [t for t in (self._end, self._arrives and self._arrives[0]) if t]
-            self.now = min(events)
+            # Two frames in hand share the machine, which then does more in all.
+            speed = (1.0 if len(self._in_hand) < 2 else self.gain) / max(1, len(self._in_hand))
+            first = min(self._in_hand, key=lambda frame: frame.left, default=None)
+            events = [self._next_pair, self._next_look, until]
+            events += [t for t in (self._arrives and self._arrives[0],) if t]
+            end = self.now + first.left / speed if first else float("inf")
+            passed = min(*events, end) - self.now
+            for frame in self._in_hand:
+                frame.left -= passed * speed
+            self.now += passed
             if self.now >= until:
-                self.now = until
                 return self
-            if self.now == self._end:
-                self._finish()
+            if end <= min(events):
+                self._finish(first)
             elif self._arrives and self.now == self._arrives[0]:
                 self.size, self._arrives = self._arrives[1], None
-            elif self.now == self._next_pair:
+            elif self.now >= self._next_pair:
                 self._pair()
             else:
                 self._look()
 
     def _pair(self) -> None:
-        self._next_pair += 1 / self.rate
+        self.pace.pair(round(1e9 * self._camera))
         self.sent += 1
-        self.pace.pair(round(1e9 * self.now))
-        if self._end is None:
-            self._begin()
-        elif self._waiting:
+        self._camera += 1 / self.rate
+        late = self._random.uniform(0, self.jitter) if self.jitter else 0.0
+        self._next_pair = max(self.now, self._camera + late)
+        if self._waiting is not None:
             self.lost += 1
             self.pace.lost()
-        else:
-            self._waiting = True
+        self._waiting = self.now
+        self._begin()
 
     def _begin(self) -> None:
+        if self._waiting is None or len(self._in_hand) >= self.lanes:
+            return
         pixels = min(self.size or self.longest, self.longest) ** 2
         slow = self.load * self._random.uniform(1 - self.noise, 1 + self.noise)
-        self._in_network = slow * self.network * 1e-6 * pixels
-        self._busy = self._in_network + slow * self.rest + self.search
-        self._with = self.size
-        self._end = self.now + self._busy
+        network = slow * self.network * 1e-6 * pixels
+        work = network + slow * self.rest + self.search
+        parts = (network / work, self.search / work)
+        frame = Frame(work, self._waiting, self.size, parts, self._shares.begin())
+        self._in_hand.append(frame)
+        self._waiting = None
 
-    def _finish(self) -> None:
-        self._end = None
+    def _finish(self, frame: Frame) -> None:
+        self._in_hand.remove(frame)
         self.fused += 1
-        self.pace.frame(self._with, self._busy, self._in_network, self.search)
-        if self._waiting:
-            self._waiting = False
-            self._begin()
+        self.latencies.append(self.now - frame.came)
+        busy = self._shares.end(frame.begun)
+        self.pace.frame(frame.size, busy, *(busy * part for part in frame.parts))
+        self._begin()
 
     def _look(self) -> None:
         self._next_look += 0.25
@@ -292,3 +325,39 @@ def test_the_reason_of_a_change_names_the_times():
         if change:
             break
     assert change.reason == f"fusing at {change.size} px from now on: a frame takes 160 of 33 ms"
+
+
+@pytest.mark.parametrize("network", [0.25, 0.6, 0.8])
+def test_two_frames_at_a_time_give_no_smaller_images_and_lose_no_more(network):
+    one, two = (
+        Machine(network=network, noise=0.7, jitter=0.008, lanes=lanes).run(30) for lanes in (1, 2)
+    )
+    assert two.size >= one.size
+    assert two.run(60).lost <= one.run(60).lost
+    assert two.lost <= 0.01 * two.sent
+
+
+def test_at_the_least_size_two_frames_at_a_time_hold_a_rate_that_one_does_not():
+    one, two = (Machine(network=1.1, noise=0.7, jitter=0.008, lanes=n).run(90) for n in (1, 2))
+    assert one.size == two.size == 160
+    assert one.lost > 0.05 * one.sent
+    assert two.lost < 0.05 * two.sent
+    periods = [seconds * two.rate for seconds in sorted(two.latencies)]
+    assert periods[len(periods) // 2] < 2
+    assert periods[len(periods) * 95 // 100] < 4
+
+
+def test_frames_in_hand_share_the_time_and_add_up_to_it():
+    now = [10.0]
+    shares = Shares(clock=lambda: now[0])
+    first = shares.begin()
+    now[0] += 3
+    second = shares.begin()
+    now[0] += 2
+    assert shares.end(first) == pytest.approx(3 + 1)
+    now[0] += 4
+    assert shares.end(second) == pytest.approx(1 + 4)
+    now[0] += 7  # nothing in hand
+    third = shares.begin()
+    now[0] += 1
+    assert shares.end(third) == pytest.approx(1)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -378,3 +380,44 @@ def test_a_missing_detector_says_how_to_get_one(average, tmp_path, monkeypatch):
     monkeypatch.setattr("fusion_ros.frame.detector.SHIPPED", tmp_path / "none.onnx")
     with pytest.raises(EngineError, match="make detector"):
         load_detector(average, None, say_nothing)
+
+
+def two_lanes(average, monkeypatch) -> Settings:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    return average.replace(processing_size="auto", threads=0)
+
+
+def test_auto_on_several_cores_loads_a_network_for_two_images_at_a_time(average, monkeypatch):
+    parameters = two_lanes(average, monkeypatch)
+    assert load_network(parameters, None, say_nothing).lanes == 2
+    for other in (parameters.replace(processing_size=320), parameters.replace(threads=1)):
+        assert load_network(other, None, say_nothing).lanes == 1
+
+
+def test_two_images_in_progress_come_out_as_one_after_the_other(average, monkeypatch):
+    parameters = two_lanes(average, monkeypatch).replace(gain_mode="percentile")
+    counts = [np.full((48, 64), 1000 + n, np.uint16) for n in range(4)]
+    for n, image in enumerate(counts):
+        image[n : 20 + n, 10:30] += np.uint16(900)
+    visible = [np.roll(pair(64, 48)[1], n, axis=1) for n in range(4)]
+    one, two = make(parameters), make(parameters)
+    expected = [one.fuse(*images).copy() for images in zip(counts, visible)]
+    found = []
+    for n in (0, 2):
+        first = two.prepare(counts[n], visible[n], lane=0)
+        second = two.prepare(counts[n + 1], visible[n + 1], lane=1)
+        late = second.fuse()  # ends before the one that was prepared before it
+        found += [first.fuse().copy(), late.copy()]
+    for want, have in zip(expected, found):
+        np.testing.assert_array_equal(want, have)
+
+
+def test_an_image_in_progress_is_fused_although_its_network_was_replaced(average, monkeypatch):
+    parameters = two_lanes(average, monkeypatch)
+    pipeline = make(parameters)
+    thermal, visible = pair(64, 48)
+    expected = pipeline.fuse(thermal, visible).copy()
+    waiting = pipeline.prepare(thermal, visible, lane=1)
+    pipeline.change(network=load_network(parameters, None, say_nothing, 32))
+    pipeline.fuse(thermal, visible)
+    np.testing.assert_array_equal(waiting.fuse(), expected)

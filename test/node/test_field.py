@@ -393,13 +393,13 @@ def test_a_node_that_is_not_active_reports_its_state_and_why(field, tmp_path):
 def hold(rig: Rig, monkeypatch) -> threading.Event:
     """Hold the next frame until the event is set."""
     go_on, pipeline = threading.Event(), rig._local.configured.pipeline
-    run = pipeline.fuse
+    run = pipeline.prepare
 
     def held(*args):
         assert go_on.wait(PATIENCE_S)
         return run(*args)
 
-    monkeypatch.setattr(pipeline, "fuse", held)
+    monkeypatch.setattr(pipeline, "prepare", held)
     return go_on
 
 

@@ -190,7 +190,7 @@ configured.load_network = load_network
 import sys, time
 from fusion_ros.node import frames, fuse_node
 
-def process(self, job):
+def process(self, job, lane):
     print("busy", file=sys.stderr, flush=True)
     {ENDLESS}
 
@@ -223,7 +223,7 @@ fuse_node.FuseNode.start = start
 import sys, time
 from fusion_ros.node import frames, fuse_node
 
-def process(self, job):
+def process(self, job, lane):
     {ENDLESS}
 
 def spin(node, stopped):

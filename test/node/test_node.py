@@ -223,24 +223,24 @@ def test_engines_for_the_expected_size_are_built_when_the_node_configures(
 
 
 class Hold:
-    """Replaces a pipeline's `fuse` by one that waits, as for an engine that is being built."""
+    """Replaces a pipeline's `prepare` by one that waits, as for an engine that is being built."""
 
     def __init__(self, node: FuseNode, monkeypatch) -> None:
         self.held, self.go_on, self.freed = (threading.Event() for _ in range(3))
         pipeline = node.configured.pipeline
-        fuser, fuse = pipeline.network.fuser, pipeline.fuse
+        fuser, prepare = pipeline.network.fuser, pipeline.prepare
         close = fuser.close
 
-        def wait_and_fuse(*pair):
+        def wait_and_prepare(*images):
             self.held.set()
             assert self.go_on.wait(PATIENCE_S)
-            return fuse(*pair)
+            return prepare(*images)
 
         def close_and_tell():
             close()
             self.freed.set()
 
-        monkeypatch.setattr(pipeline, "fuse", wait_and_fuse)
+        monkeypatch.setattr(pipeline, "prepare", wait_and_prepare)
         monkeypatch.setattr(fuser, "close", close_and_tell)
 
 

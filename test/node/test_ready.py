@@ -52,3 +52,11 @@ def test_networks_kept_after_close_are_freed_at_once():
     ready.close()
     ready.keep(late)
     assert (early.fuser.closed, late.fuser.closed) == (1, 1)
+
+
+def test_both_lanes_of_a_network_are_freed():
+    lanes = Fuser(160), Fuser(160)
+    ready = Ready()
+    ready.keep(Network("caf", lanes[0], "auto", lanes[1]))
+    ready.clear()
+    assert [one.closed for one in lanes] == [1, 1]

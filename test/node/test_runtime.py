@@ -241,5 +241,6 @@ def test_no_image_is_allocated_from_callback_to_publish(setup, bench):
 
 def test_the_check_for_allocations_finds_an_image(bench):
     one = bench(REGISTERED)
-    one.node.configured.frames._to_visible = images.visible_bgr
+    frames = one.node.configured.frames
+    frames._converters = [(thermal, images.visible_bgr) for thermal, _ in frames._converters]
     assert allocated(one) > 3 * PLANE

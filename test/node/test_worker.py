@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Worker: one item at a time, and of the waiting items of a kind the newest."""
+"""Worker and Lanes: items in hand, and of the waiting items of a kind the newest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from fusion_ros.node.worker import Worker
+from fusion_ros.node.worker import Lanes, Worker
 
 PATIENCE_S = 30
 
@@ -122,3 +122,118 @@ def test_the_time_of_the_item_in_hand_is_known(gate, worker):
     gate.go_on.set()
     assert worker.wait(PATIENCE_S)
     assert worker.busy_s == 0
+
+
+class Steps:
+    """A handler for `Lanes` that notes each part of an item and waits in the middle one."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.failures: list[Exception] = []
+        self.lanes: dict[int, int] = {}
+        self._changed = threading.Condition()
+        self._allowed: set[int] = set()
+        self.freed = threading.Event()
+
+    def __call__(self, item: int, lane: int):
+        self.lanes[item] = lane
+        self._note(f"begin {item}")
+        yield
+        with self._changed:
+            assert self._changed.wait_for(lambda: item in self._allowed, PATIENCE_S)
+        if item < 0:
+            raise ValueError(f"item {item}")
+        self._note(f"middle {item}")
+        yield
+        self._note(f"end {item}")
+
+    def allow(self, *items: int) -> None:
+        with self._changed:
+            self._allowed.update(items)
+            self._changed.notify_all()
+
+    def _note(self, text: str) -> None:
+        with self._changed:
+            self.log.append(text)
+            self._changed.notify_all()
+
+    def wait(self, text: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: text in self.log, PATIENCE_S), self.log
+
+
+@pytest.fixture
+def steps():
+    steps = Steps()
+    yield steps
+    steps.allow(*range(-9, 10))
+
+
+@pytest.fixture
+def lanes(steps):
+    lanes = Lanes(steps, "test", steps.failures.append, steps.freed.set)
+    yield lanes
+    lanes.stop(0)
+
+
+def submit_two(lanes, steps, first=1, second=2):
+    for item in (first, second):
+        lanes.submit(item)
+        steps.wait(f"begin {item}")
+
+
+def test_two_items_overlap_in_lanes_of_their_own(lanes, steps):
+    submit_two(lanes, steps)
+    assert lanes.pending == 2
+    assert sorted(steps.lanes.values()) == [0, 1]
+    steps.allow(1, 2)
+    assert lanes.wait(PATIENCE_S)
+
+
+def test_items_end_in_the_order_in_which_they_were_taken(lanes, steps):
+    submit_two(lanes, steps)
+    steps.allow(2)
+    steps.wait("middle 2")
+    assert "end 2" not in steps.log
+    steps.allow(1)
+    assert lanes.wait(PATIENCE_S)
+    assert [text for text in steps.log if "end" in text] == ["end 1", "end 2"]
+
+
+def test_a_third_item_waits_for_a_lane_and_gives_way_to_a_fourth(lanes, steps):
+    submit_two(lanes, steps)
+    assert [lanes.submit(3), lanes.submit(4)] == [False, True]
+    steps.allow(1, 2, 4)
+    assert lanes.wait(PATIENCE_S)
+    assert "begin 3" not in steps.log
+    assert "end 4" in steps.log
+
+
+def test_an_item_that_fails_is_reported_and_holds_no_other_up(lanes, steps):
+    submit_two(lanes, steps, -1, 2)
+    steps.allow(2, -1)
+    assert lanes.wait(PATIENCE_S)
+    assert [str(error) for error in steps.failures] == ["item -1"]
+    assert "end 2" in steps.log
+
+
+def test_with_a_width_of_one_items_follow_each_other(lanes, steps):
+    lanes.width = 1
+    lanes.submit(1)
+    steps.wait("begin 1")
+    lanes.submit(2)
+    steps.allow(1, 2)
+    assert lanes.wait(PATIENCE_S)
+    assert steps.log == [f"{part} {n}" for n in (1, 2) for part in ("begin", "middle", "end")]
+
+
+def test_what_the_lanes_used_is_freed_after_the_last_of_them(lanes, steps):
+    submit_two(lanes, steps)
+    assert lanes.stop(0.0) == 0
+    steps.allow(1)
+    steps.wait("end 1")
+    assert not steps.freed.is_set()
+    assert lanes.alive
+    steps.allow(2)
+    assert steps.freed.wait(PATIENCE_S)
+    assert steps.log[-1] == "end 2"
