@@ -194,8 +194,8 @@ class FoldedAdjustment(nn.Module):
         if self.keys is None:
             return y
         weights = scene_weights(y, self.query, self.bias, self.keys, self.pool)
-        # Changes nothing but the layout: onnxruntime's blocked convolutions take no 25 channels, and
-        # what follows at full resolution stays blocked only behind one that takes as many as these.
+        # The second one changes nothing but the layout: onnxruntime's blocked convolutions take no
+        # 25 channels, and what follows at full resolution stays blocked only behind a blocked one.
         context = F.conv2d(F.conv2d(weights, self.context), self.same)
         context = upsample(context, self.pool)
         return (y if self.hidden is None else F.conv2d(y, self.hidden)) + context
