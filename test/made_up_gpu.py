@@ -129,7 +129,11 @@ class MadeUpGpu:
 
 
 class MadeUpTensorRT:
-    """Loads what `MadeUpGpu.build` made. capturable: whether its work can be captured."""
+    """Loads what `MadeUpGpu.build` made.
+
+    capturable: whether its work can be captured. kernels: those that TensorRT-RTX was given from
+    the cache, at each start of an engine.
+    """
 
     __version__ = "10.3.0"
 
@@ -137,6 +141,7 @@ class MadeUpTensorRT:
         self.gpu = gpu
         self.ILogger = type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1})
         self.capturable = True
+        self.kernels: list[bytes] = []
 
     def Runtime(self, logger):
         def deserialize_cuda_engine(data):
@@ -166,8 +171,19 @@ class _Engine:
         self._outputs = dict(zip(names, outputs))
         self._addresses: dict[str, int] = {}
 
-    def create_execution_context(self) -> _Engine:
+    def create_execution_context(self, config: SimpleNamespace | None = None) -> _Engine:
         return self
+
+    def create_runtime_config(self) -> SimpleNamespace:
+        self._trt.kernels.append(b"")
+
+        def deserialize(data: bytes) -> None:
+            self._trt.kernels[-1] = data
+
+        compiled = SimpleNamespace(deserialize=deserialize, serialize=lambda: b"compiled kernels")
+        return SimpleNamespace(
+            create_runtime_cache=lambda: compiled, set_runtime_cache=lambda kernels: None
+        )
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (self._inputs | self._outputs)[name].shape

@@ -115,6 +115,16 @@ class EngineCache:
             self.write(path, _pack(key, engine))
         return load(engine)
 
+    def read(self, path: Path) -> bytes:
+        """Read what `write` wrote; nothing if there is no such file or it cannot be read."""
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            self._log(f"cannot read {path.name}, going on without it: {error}")
+            return b""
+
     def write(self, path: Path, data: bytes) -> None:
         """Write `data` to `path` as a whole; log it if that is not possible."""
         temporary = None

@@ -215,8 +215,7 @@ def _timing_cache(library: Library, config, cache: EngineCache | None) -> Iterat
         return
     made_on = re.sub(r"[^\w.-]+", "_", f"{library.description}-{cuda.device_name()}")
     path = cache.folder / f"{made_on}.timing"
-    known = path.read_bytes() if path.is_file() else b""
-    timings = config.create_timing_cache(known)
+    timings = config.create_timing_cache(cache.read(path))
     if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     yield
@@ -452,7 +451,7 @@ class Program:
         if self._engine is None:
             raise library.fail("cannot load the engine", StaleEngine)
         # TensorRT-RTX's kernels must live as long as the context.
-        self._context, self._compiled = self._create_context(kernels)
+        self._context, self._compiled = self._create_context(cache, kernels)
         if self._context is None:
             raise library.fail("cannot start the engine; is the GPU's memory full?")
         self._stream = cuda.Stream()
@@ -469,7 +468,7 @@ class Program:
             log(f"running without a CUDA graph, a little slower: {error}")
             self._captured = False
         compiled = self._compiled and self._compiled[1].serialize()
-        if compiled is not None and cache is not None:
+        if compiled is not None:
             cache.write(kernels, bytes(compiled))
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
@@ -504,17 +503,13 @@ class Program:
         """
         stream = self._stream
 
-        def run_context() -> None:
-            if not self._context.execute_async_v3(int(stream.handle)):
-                raise self._library.fail("could not run the network")
-
         def whole(repeat: Callable[[], None]) -> None:
             self.inputs.upload(stream.handle)
             repeat()
 
         parts = {
             "upload_ms": lambda: self.inputs.upload(stream.handle),
-            "network_ms": run_context,
+            "network_ms": self._execute,
             "download_ms": lambda: self.outputs.download(stream.handle),
             "no_graph_ms": lambda: whole(self._enqueue),
         }
@@ -529,14 +524,14 @@ class Program:
                 durations[name].append(1e3 * (perf_counter() - start))
         return {name: statistics.median(ms) for name, ms in durations.items()}
 
-    def _create_context(self, kernels: Path | None):
+    def _create_context(self, cache: EngineCache | None, kernels: Path | None):
         """Return an execution context, and TensorRT-RTX's runtime config and kernels, or None."""
-        if not self._library.is_rtx or kernels is None:
+        if not self._library.is_rtx or cache is None:
             return self._engine.create_execution_context(), None
         config = self._engine.create_runtime_config()
         compiled = config.create_runtime_cache()
-        if kernels.is_file():
-            compiled.deserialize(kernels.read_bytes())  # which ignores what does not fit
+        if known := cache.read(kernels):
+            compiled.deserialize(known)  # which ignores what does not fit
         config.set_runtime_cache(compiled)
         return self._engine.create_execution_context(config), (config, compiled)
 
@@ -553,7 +548,10 @@ class Program:
             self._context.set_tensor_address(name, address)
         return block
 
-    def _enqueue(self) -> None:
+    def _execute(self) -> None:
         if not self._context.execute_async_v3(int(self._stream.handle)):
             raise self._library.fail("could not run the network")
+
+    def _enqueue(self) -> None:
+        self._execute()
         self.outputs.download(self._stream.handle)

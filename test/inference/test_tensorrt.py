@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from fusion_ros.commands.main import main
 from fusion_ros.frame.detector import Detector
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.inference import EngineError, cuda, load_engine, tensorrt
+from fusion_ros.inference.cache import EngineCache
 from fusion_ros.inference.engine import fill_shape
 from fusion_ros.inference.rewrite import rewritten_file
-from fusion_ros.inference.tensorrt import Library, TensorRTEngine
+from fusion_ros.inference.tensorrt import Library, TensorRTEngine, build
 from fusion_ros.size import Size
 
 MODELS = sorted(WEIGHTS_DIR.glob("*.onnx"))
@@ -171,6 +173,123 @@ def test_the_second_start_builds_nothing(gpu, average, tmp_path):
     for _ in range(2):
         load_engine(average, "tensorrt", Size(64, 48), cache_dir=tmp_path)
     assert gpu.built == [("average.onnx", Size(64, 48))]
+
+
+@pytest.mark.parametrize("readable", [True, False], ids=["readable", "a folder instead"])
+def test_kernels_that_tensorrt_rtx_compiled_serve_the_next_start(
+    gpu, average, tmp_path, monkeypatch, readable
+):
+    library = Library(gpu.library.module, "TensorRT-RTX")
+    monkeypatch.setattr(tensorrt, "import_library", lambda: library)
+    cache = tmp_path / "cache"
+    load_engine(average, "tensorrt", Size(64, 48), cache_dir=cache)
+    (kernels,) = cache.glob("*.kernels")
+    assert kernels.read_bytes() == b"compiled kernels"
+    if not readable:
+        kernels.unlink()
+        kernels.mkdir()
+    lines = []
+    engine = load_engine(average, "tensorrt", Size(64, 48), cache_dir=cache, log=lines.append)
+    assert library.module.kernels == [b"", b"compiled kernels" if readable else b""]
+    assert any(f"cannot read {kernels.name}" in line for line in lines) is not readable
+    frame = feeds()
+    np.testing.assert_allclose(engine.run(frame)["fused"], mean(frame), atol=1e-6)
+
+
+class Timings:
+    """A module `tensorrt` whose builder notes the timings that it starts from and adds its own.
+
+    A cache of timings that was written for something else is not taken.
+    """
+
+    __version__ = "10.3.0"
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=0)
+    MemoryPoolType = SimpleNamespace(WORKSPACE=0)
+    BuilderFlag = SimpleNamespace(TF32=0)
+    IProgressMonitor = type("IProgressMonitor", (), {})
+    ILogger = type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1})
+
+    def __init__(self) -> None:
+        self.started_from: list[bytes] = []
+        self.builds = True
+
+    def Builder(self, logger):
+        return SimpleNamespace(
+            create_network=lambda flags: SimpleNamespace(num_inputs=0, num_layers=1),
+            create_builder_config=self._config,
+            build_serialized_network=self._build,
+        )
+
+    def OnnxParser(self, network, logger):
+        return SimpleNamespace(parse_from_file=lambda path: True)
+
+    def _config(self):
+        def accept(timings, ignore_mismatch):
+            known = timings.serialize()
+            if known and not known.startswith(b"timings"):
+                return False
+            config.timings = known
+            return True
+
+        config = SimpleNamespace(
+            timings=b"",
+            set_memory_pool_limit=lambda pool, size: None,
+            clear_flag=lambda flag: None,
+            create_timing_cache=lambda data: SimpleNamespace(serialize=lambda: data),
+            set_timing_cache=accept,
+            get_timing_cache=lambda: SimpleNamespace(serialize=lambda: config.timings),
+        )
+        return config
+
+    def _build(self, network, config):
+        self.started_from.append(config.timings)
+        if not self.builds:
+            return None
+        config.timings = (config.timings or b"timings") + b"+"
+        return b"engine"
+
+
+@pytest.fixture
+def timings(gpu, average, tmp_path):
+    module, lines = Timings(), []
+    cache = EngineCache(tmp_path / "cache", lines.append)
+    cache.folder.mkdir()
+
+    def start() -> None:
+        build(Library(module, "TensorRT"), average, None, cache=cache)
+
+    return SimpleNamespace(module=module, start=start, lines=lines, folder=cache.folder)
+
+
+def test_a_build_starts_from_the_timings_of_earlier_ones(timings):
+    for _ in range(3):
+        timings.start()
+    assert timings.module.started_from == [b"", b"timings+", b"timings++"]
+    (path,) = timings.folder.iterdir()
+    assert path.name == "TensorRT_10.3.0-Made-up_GPU.timing"
+
+
+@pytest.mark.parametrize("damage", ["other", "folder"])
+def test_timings_that_cannot_be_used_cost_time_and_not_the_build(timings, damage):
+    timings.start()
+    (path,) = timings.folder.iterdir()
+    path.unlink()
+    if damage == "other":
+        path.write_bytes(b"of another TensorRT")
+    else:
+        path.mkdir()
+    timings.start()
+    assert timings.module.started_from == [b"", b""]
+    assert damage == "other" or any("cannot read" in line for line in timings.lines)
+
+
+def test_a_build_that_fails_keeps_the_timings_of_earlier_ones(timings):
+    timings.start()
+    timings.module.builds = False
+    with pytest.raises(EngineError, match="cannot build average.onnx"):
+        timings.start()
+    (path,) = timings.folder.iterdir()
+    assert path.read_bytes() == b"timings+"
 
 
 def test_another_model_of_the_same_name_is_built(gpu, tmp_path, average):
