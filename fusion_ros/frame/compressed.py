@@ -20,11 +20,14 @@ from fusion_ros.size import Size
 __all__ = ["check", "encode_jpeg", "thermal_array", "visible_bgr"]
 
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_JPEG_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+"""Markers of the kinds of JPEG that libjpeg decodes: those of 8 bit with losses."""
+_JPEG_OTHERS = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)
+"""Markers of the other kinds: lossless and hierarchical ones."""
+_JPEG_SCAN, _JPEG_TABLE, _JPEG_ALONE = 0xDA, 0xDB, (0x01, *range(0xD0, 0xD8))
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_FIRST, _PNG_LAST = b"IHDR", b"IEND"
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
-_PADDING = 64
-"""Bytes that a driver may leave after the end of an image."""
 _MOST_PIXELS = 1 << 25
 """Larger than every camera's image: a header that claims more would only fill the memory."""
 _PIXELS_A_BYTE, _FREE_PIXELS = 2000, 1 << 20
@@ -41,7 +44,10 @@ _SWAPPED = {"bgr8": "rgb8", "bgra8": "rgba8", "bgr16": "rgb16", "bgra16": "rgba1
 
 
 def check(msg: Any) -> None:
-    """Raise `ImageError` for data that is no whole JPEG or PNG, without decoding it."""
+    """Raise `ImageError` for data that is no whole JPEG or PNG, without decoding it.
+
+    What follows the image's end is left alone: drivers send buffers that are larger than it.
+    """
     name = str(msg.format)
     if "compresseddepth" in name.lower():
         raise ImageError(
@@ -51,16 +57,21 @@ def check(msg: Any) -> None:
     data = memoryview(msg.data).cast("B")
     if not data.nbytes:
         raise ImageError("the compressed image has no data")
-    begin, end = bytes(data[: len(_PNG)]), bytes(data[-_PADDING:])
+    begin = bytes(data[: len(_PNG)])
     if begin.startswith(_JPEG):
-        if end.rstrip(b"\0")[-2:] != _JPEG_END and _JPEG_END not in end:
-            raise _cut_off("JPEG", data.nbytes)
+        size = _check_jpeg(bytes(data))
     elif begin == _PNG:
-        _check_chunks(data)
+        size = _check_chunks(data)
     else:
         raise ImageError(
-            f"the data of format '{name[:80]}' begins with {begin[:4].hex(' ')}: expected a JPEG "
-            "or a PNG"
+            f"the data of format {name[:80]!a} begins with {begin[:4].hex(' ')}: expected a "
+            "JPEG or a PNG"
+        )
+    most = min(_MOST_PIXELS, _FREE_PIXELS + _PIXELS_A_BYTE * data.nbytes)
+    if not 0 < size.width * size.height <= most:
+        raise ImageError(
+            f"the compressed image of {data.nbytes} bytes claims to be {size}: it is damaged, or "
+            "no camera's image"
         )
 
 
@@ -89,15 +100,6 @@ def _decode(msg: Any) -> tuple[np.ndarray, str]:
     """The pixels and the encoding that they have."""
     check(msg)
     data = np.frombuffer(msg.data, np.uint8)
-    size = _claimed_size(data)
-    if size is None:
-        raise ImageError(f"the JPEG of {data.size} bytes is damaged: its header has no size")
-    most = min(_MOST_PIXELS, _FREE_PIXELS + _PIXELS_A_BYTE * data.size)
-    if size.width * size.height > most:
-        raise ImageError(
-            f"the compressed image of {data.size} bytes claims to be {size}: it is damaged, or no "
-            "camera's image"
-        )
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -116,8 +118,53 @@ def _decode(msg: Any) -> tuple[np.ndarray, str]:
     return pixels, _SWAPPED.get(encoding, encoding) if stored.startswith("rgb") else encoding
 
 
-def _check_chunks(data: memoryview) -> None:
-    """Raise `ImageError` unless a PNG is a row of undamaged chunks, without animation.
+def _check_jpeg(data: bytes) -> Size:
+    """Return the size in the header of a JPEG.
+
+    Raises `ImageError` if the header is damaged, or of a kind that cannot be decoded, or if the
+    image's end is missing. The end is looked for behind the header, which may hold a thumbnail.
+    """
+    at, size, has_table = 2, None, False
+    while True:
+        while data[at : at + 2] == b"\xff\xff":  # fill bytes
+            at += 1
+        if len(data) < at + 4:
+            raise _cut_off("JPEG", len(data))
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in _JPEG_ALONE:
+            at += 2
+            continue
+        if data[at] != 0xFF or length < 2 or marker in (0x00, _JPEG[1], _JPEG_END[1]):
+            raise _damaged(data, f"byte {at} begins no part of its header")
+        if marker in _JPEG_OTHERS:
+            raise _damaged(data, f"it is of the kind {marker:#x}, lossless or hierarchical")
+        if marker in _JPEG_FRAMES:
+            size = _size_in_frame(data, data[at + 4 : at + 2 + length])
+        has_table |= marker == _JPEG_TABLE
+        at += 2 + length
+        if marker == _JPEG_SCAN:
+            break
+    if size is None or not has_table:
+        raise _damaged(data, "its header has no " + ("size" if size is None else "tables"))
+    if data.rfind(_JPEG_END, at) < 0:
+        raise _cut_off("JPEG", len(data))
+    return size
+
+
+def _size_in_frame(data: bytes, frame: bytes) -> Size:
+    """Return the size in the frame header of a JPEG."""
+    channels = frame[5] if len(frame) > 5 else 0
+    if channels not in (1, 3, 4) or len(frame) != 6 + 3 * channels:
+        raise _damaged(data, f"it has {channels} channels, expected 1, 3 or 4")
+    if frame[0] != 8:
+        raise _damaged(data, f"it has {frame[0]} bits a channel, expected 8")
+    return Size(int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big"))
+
+
+def _check_chunks(data: memoryview) -> Size:
+    """Return the size in the header of a PNG.
+
+    Raises `ImageError` unless it is a row of undamaged chunks, without animation.
 
     OpenCV takes memory for what a chunk claims to be, which can be 4 GB in a file of 100 bytes.
     """
@@ -139,25 +186,15 @@ def _check_chunks(data: memoryview) -> None:
             )
         first = False
         if kind == _PNG_LAST:
-            return
+            return Size(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
     raise _cut_off("PNG", data.nbytes)
 
 
-def _claimed_size(data: np.ndarray) -> Size | None:
-    """Width and height in the header; None if it cannot be found."""
-    raw = data.tobytes() if data.size < 64 else data[: 1 << 16].tobytes()
-    if raw.startswith(_PNG):
-        return Size(int.from_bytes(raw[16:20], "big"), int.from_bytes(raw[20:24], "big"))
-    at = 2
-    while at + 9 <= len(raw):
-        if raw[at] != 0xFF:
-            return None
-        marker = raw[at + 1]
-        if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(raw[at + n : at + n + 2], "big") for n in (5, 7))
-            return Size(width, height)
-        at += 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
-    return None
+def _damaged(data: bytes, problem: str) -> ImageError:
+    return ImageError(
+        f"the JPEG of {len(data)} bytes is damaged or cannot be decoded: {problem}; check the "
+        "camera driver and the transport"
+    )
 
 
 def _cut_off(kind: str, length: int) -> ImageError:

@@ -425,7 +425,8 @@ def _encoding(name: str) -> Encoding:
         return ENCODINGS[name]
     except (KeyError, TypeError):
         pass
-    hint = f"did you mean '{name.lower()}'? " if str(name).lower() in ENCODINGS else ""
+    meant = str(name).strip("\0 ").lower()
+    hint = f"did you mean '{meant}'? " if meant in ENCODINGS else ""
     raise ImageError(
         f"unsupported image encoding {_shown(name)}: {hint}expected one of "
         f"{', '.join(ENCODINGS)}; set the camera driver to one of these, or convert the image on "
@@ -435,9 +436,9 @@ def _encoding(name: str) -> Encoding:
 
 
 def _shown(encoding: Any) -> str:
-    """An encoding in quotes, cut where it is too long to be one."""
+    """An encoding in quotes, in printable characters, cut where it is too long to be one."""
     text = str(encoding)
-    return f"'{text}'" if len(text) <= 40 else f"'{text[:40]}...'"
+    return ascii(text) if len(text) <= 40 else ascii(f"{text[:40]}...")
 
 
 def _bytes_of(msg: Any) -> memoryview:

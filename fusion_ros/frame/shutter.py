@@ -53,10 +53,9 @@ class Shutter:
         if self._fingerprint is None:
             self._fingerprint, self._changed_at, self._heard_at = image, now_s, now_s
             return False
-        usual = median(self._between) if len(self._between) >= _KNOWN else None
+        longest = self._longest_s
         since_s, paused_s = now_s - self._changed_at, now_s - self._heard_at
         self._heard_at = now_s
-        longest = None if usual is None else max(_LEAST_S, _USUAL * usual)
         began = False
         if image == self._fingerprint:
             self._repeats += 1
@@ -73,6 +72,22 @@ class Shutter:
             self._repeats, self.frozen = 0, False
         self.freezes += began
         return began
+
+    @property
+    def usual_s(self) -> float | None:
+        """Usual time between two different images, s; None if it is not known yet."""
+        return median(self._between) if len(self._between) >= _KNOWN else None
+
+    def paused_s(self, now_s: float) -> float:
+        """How long no image has come, s; 0 while that is no longer than usual."""
+        longest, since_s = self._longest_s, now_s - self._heard_at
+        return 0.0 if longest is None or since_s <= longest else since_s
+
+    @property
+    def _longest_s(self) -> float | None:
+        """Longest time between two images that is no freeze, s."""
+        usual = self.usual_s
+        return None if usual is None else max(_LEAST_S, _USUAL * usual)
 
 
 def fingerprint(data: object) -> bytes:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rclpy.clock import Clock, ClockType
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from fusion_ros.frame import compressed, images
+from fusion_ros.frame import images
 from fusion_ros.frame.calibration import from_camera_info, is_rectified_topic
 from fusion_ros.frame.shutter import fingerprint
 from fusion_ros.node.bond import Bond
 from fusion_ros.node.camera import Camera
 from fusion_ros.node.configured import Configured
-from fusion_ros.node.frames import Job, stamp_ns
+from fusion_ros.node.frames import Job, check, stamp_ns
 from fusion_ros.node.inputs import CameraInput
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ __all__ = ["Active"]
 
 _WATCH_S = 0.2
 _PACE_S = 0.25
+_DUE = 0.9
+"""Share of the usual time between thermal images after which one is fused again in a pause."""
 
 
 class Active:
@@ -38,6 +40,9 @@ class Active:
         self._timers: list[Any] = []
         self._inputs: list[CameraInput] = []
         self._bond: Bond | None = None
+        self._latest_thermal: Image | CompressedImage | None = None
+        self._paused = False
+        self._handed_over = 0.0
         configured.frames.await_calibration = not configured.parameters.homography
         configured.diagnostics.restart()
         configured.pace.restart()
@@ -94,7 +99,7 @@ class Active:
         configured.monitor.count(f"{camera.name}_images")
         try:
             stamp = self._stamp(camera, msg)
-            compressed.check(msg) if isinstance(msg, CompressedImage) else images.view(msg)
+            check(camera, msg)
         except _UnstampedError as error:
             camera.refuse(str(error))
             configured.monitor.fault(f"{camera.name}_unstamped", str(error))
@@ -106,11 +111,17 @@ class Active:
         camera.use(stamp)
         if camera.name == "thermal":
             self._watch_shutter(msg)
+            self._latest_thermal = msg
         thermal, rgb = configured.cameras
         other = rgb if camera is thermal else thermal
         if other.silent and configured.parameters.dropout_policy != "wait":
             configured.monitor.count(f"{camera.name}_alone")
             configured.submit(Job(msg, None) if camera is thermal else Job(None, msg))
+            return
+        if camera is rgb and self._is_held():
+            configured.monitor.count("rgb_held")
+            configured.flush()  # what waits is older, and must not follow
+            configured.submit(Job(self._latest_thermal, msg))
             return
         configured.pair(camera, stamp, msg)
 
@@ -150,6 +161,21 @@ class Active:
             monitor.count("thermal_freezes")
         if shutter.frozen:
             monitor.count("thermal_frozen")
+
+    def _is_held(self) -> bool:
+        """Whether the thermal camera pauses and its latest image is due to be fused again."""
+        configured, now = self._configured, time.monotonic()
+        paused_s = configured.shutter.paused_s(now)
+        before, self._paused = self._paused, 0 < paused_s <= configured.parameters.thermal_hold
+        # At two RGB images in a row: after a stall of this process, images of both cameras wait
+        # in the queues, and one of each is taken in turn.
+        if not (before and self._paused and self._latest_thermal):
+            return False
+        # No more often than thermal images usually come.
+        due = now - self._handed_over >= _DUE * configured.shutter.usual_s
+        if due:
+            self._handed_over = now
+        return due
 
     def _stamp(self, camera: Camera, msg: Any) -> int:
         """Time by which an image is paired, ns. Raises `_UnstampedError` where it has none."""

@@ -39,6 +39,8 @@ class Camera:
         topic, kind, reliable: full name of the topic that is subscribed to, type of its messages,
             and whether reliable delivery is asked for.
         refusal: why the latest image that could not be used was refused.
+        doubtful: number of images to decode before they are paired, since one could not be decoded
+            after it had its partner.
         info: latest sensor_msgs/CameraInfo.
         calibration: the one in `info`; None if the camera is not calibrated.
         has_info: set once a CameraInfo has come.
@@ -56,6 +58,7 @@ class Camera:
     kind: str = ""
     reliable: bool = True
     refusal: str = ""
+    doubtful: int = 0
     info: Any = None
     calibration: Calibration | None = None
     has_info: threading.Event = field(default_factory=threading.Event)
@@ -85,6 +88,7 @@ class Camera:
             self.usual_rate = 0.0
             self.heard = self.clock()
             self.silent = self._overdue = False
+            self.doubtful = 0
             for latest in (self._heard_at, self._repeated, self._refused):
                 latest.clear()
 

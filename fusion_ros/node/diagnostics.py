@@ -419,6 +419,7 @@ class Diagnostics:
         counters = (
             "thermal_alone",
             "rgb_alone",
+            "rgb_held",
             "fused",
             "displaced",
             "rejected",

@@ -25,12 +25,32 @@ from fusion_ros.node.guard import describe
 from fusion_ros.node.outputs import ANNOTATED, DETECTIONS, FUSED, NotActiveError, Outputs
 from fusion_ros.node.search import Search
 
-__all__ = ["Frames", "Job", "stamp_ns"]
+__all__ = ["Frames", "Job", "check", "stamp_ns"]
 
 _CALIBRATION_S = 0.2
 """How long the first frame waits for camera_info, at most, s."""
+_DOUBTFUL = 50
+"""Images that are decoded before they are paired, after one that could not be decoded."""
 _ODD_LATENCY_MS = 10_000.0
 """A latency above this comes from clocks that differ, not from processing."""
+
+
+_READERS = {"thermal": images.thermal_array, "rgb": images.visible_bgr}
+_DECODERS = {"thermal": compressed.thermal_array, "rgb": compressed.visible_bgr}
+
+
+def check(camera: Camera, msg: Image | CompressedImage) -> None:
+    """Raise `ImageError` for an image that cannot be used, before it takes another as its partner.
+
+    It is not decoded for that, unless one of this camera could not be decoded lately.
+    """
+    if isinstance(msg, CompressedImage):
+        compressed.check(msg)
+    else:
+        images.view(msg)
+    if camera.doubtful:
+        (_DECODERS if isinstance(msg, CompressedImage) else _READERS)[camera.name](msg)
+        camera.doubtful -= 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,7 @@ class Frames:
     Args:
         pace: gets the times of each frame.
         search_failed: called with an exception of the search beside fusion.
+        cameras: the thermal and the RGB camera.
         count_publishers: number of publishers of a topic that is named relative to the node.
         now_ns: the node's clock; 0 while it waits for /clock.
 
@@ -85,13 +106,12 @@ class Frames:
         self._searched = 0
         self.search = Search(self._search_and_publish, search_failed)
         self._cameras = cameras
-        self._rgb = next(camera for camera in cameras if camera.name == "rgb")
+        self._rgb = cameras[1]
         self._count_publishers = count_publishers
         self._now_ns = now_ns
         self._shares = Shares()
         self._converters = [
-            (images.Converter(images.thermal_array), images.Converter(images.visible_bgr))
-            for _ in range(2)
+            {name: images.Converter(read) for name, read in _READERS.items()} for _ in range(2)
         ]
 
     def process(self, job: Job, lane: int = 0) -> Generator[None, None, None]:
@@ -142,10 +162,11 @@ class Frames:
         if self.await_calibration:
             self.await_calibration = False
             self._await_calibration()
-        to_thermal, to_visible = self._converters[lane]
         with self._monitor.timed("convert"):
-            thermal = _read(job.thermal, to_thermal, compressed.thermal_array)
-            visible = _read(job.rgb, to_visible, compressed.visible_bgr)
+            thermal, visible = (
+                self._read(camera, msg, lane)
+                for camera, msg in zip(self._cameras, (job.thermal, job.rgb))
+            )
         return self._pipeline.prepare(thermal, visible, lane)
 
     def _hand_over(self, job: Job, fused: np.ndarray, header: Any) -> bool:
@@ -161,6 +182,19 @@ class Frames:
             )
         outputs.info(self._rgb.info, header)
         return True
+
+    def _read(
+        self, camera: Camera, msg: Image | CompressedImage | None, lane: int
+    ) -> np.ndarray | None:
+        if msg is None:
+            return None
+        try:
+            if isinstance(msg, CompressedImage):
+                return _DECODERS[camera.name](msg)
+            return self._converters[lane][camera.name](msg)
+        except images.ImageError:
+            camera.doubtful = _DOUBTFUL
+            raise
 
     def _search(self, fused: np.ndarray, header: Any, temperatures: Thermography | None) -> None:
         """Find objects in this frame or have it done, if its boxes have subscribers and are due."""
@@ -239,17 +273,6 @@ class Frames:
             return latency_ms
         self._monitor.fault("odd_stamps", far_apart(latency_ms, self.sim_time))
         return None
-
-
-def _read(
-    msg: Image | CompressedImage | None,
-    raw: Callable[[Image], np.ndarray],
-    decode: Callable[[CompressedImage], np.ndarray],
-) -> np.ndarray | None:
-    """The pixels of a message, if there is one."""
-    if isinstance(msg, CompressedImage):
-        return decode(msg)
-    return None if msg is None else raw(msg)
 
 
 def stamp_ns(header: Any) -> int:

@@ -53,6 +53,13 @@ class Parameters(Settings):
         (0.05, 3600),
         dynamic=True,
     )
+    thermal_hold: float = parameter(
+        1.0,
+        "while the thermal camera pauses, as for its shutter, RGB images are fused with its latest "
+        "image for up to this long, s; 0: they wait for the next one",
+        (0, 60),
+        dynamic=True,
+    )
     thermal_rate: float = parameter(
         0.0,
         "images a second that the thermal camera should send, below half of which is a warning; "

@@ -67,7 +67,52 @@ def test_an_image_that_is_cut_off_is_refused(suffix):
         with pytest.raises(ImageError, match="is cut off"):
             visible_bgr(cut)
     check(whole)
-    check(SimpleNamespace(format="x", data=whole.data + bytes(10)))
+
+
+@pytest.mark.parametrize("after", [bytes(4000), b"\xff" * 100, bytes(range(250))])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_what_a_driver_leaves_behind_the_end_of_an_image_is_no_part_of_it(suffix, after):
+    whole = message(BGR, "x", suffix)
+    longer = SimpleNamespace(format="x", data=whole.data + after)
+    check(longer)
+    np.testing.assert_array_equal(visible_bgr(longer), visible_bgr(whole))
+
+
+def test_a_jpeg_that_is_cut_off_behind_its_thumbnail_is_refused():
+    thumbnail, whole = (message(BGR, "jpeg", ".jpg").data for _ in range(2))
+    part = b"Exif\0\0" + thumbnail
+    begin = b"\xff\xd8\xff\xe1" + (len(part) + 2).to_bytes(2, "big") + part
+    check(SimpleNamespace(format="jpeg", data=begin + whole[2:]))
+    with pytest.raises(ImageError, match="is cut off"):
+        check(SimpleNamespace(format="jpeg", data=(begin + whole[2:])[:-40]))
+
+
+def with_byte(data: bytes, marker: bytes, offset: int, value: int) -> bytes:
+    changed = bytearray(data)
+    changed[data.index(marker) + offset] = value
+    return bytes(changed)
+
+
+FRAME, QUANTISATION, SCAN = b"\xff\xc0", b"\xff\xdb", b"\xff\xda"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda jpeg: with_byte(jpeg, FRAME, 4, 12), "12 bits a channel"),
+        (lambda jpeg: with_byte(jpeg, FRAME, 9, 0), "0 channels"),
+        (lambda jpeg: with_byte(jpeg, FRAME, 1, 0xC3), "lossless"),
+        (lambda jpeg: with_byte(with_byte(jpeg, FRAME, 7, 0), FRAME, 8, 0), "claims to be 0x48"),
+        (lambda jpeg: jpeg.replace(QUANTISATION, b"\xff\xfe"), "no tables"),
+        (lambda jpeg: jpeg[: jpeg.index(FRAME)] + jpeg[jpeg.index(SCAN) :], "no size"),
+        (lambda jpeg: jpeg[: jpeg.index(SCAN)] + b"\xff\xd9" * 4, "is damaged"),
+        (lambda jpeg: b"\xff\xd8\xff\xd9\xff\xd9", "is damaged"),
+    ],
+)
+def test_a_jpeg_that_cannot_be_decoded_is_refused_by_its_header(change, says):
+    jpeg = message(BGR, "jpeg", ".jpg").data
+    with pytest.raises(ImageError, match=says):
+        check(SimpleNamespace(format="jpeg", data=change(jpeg)))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +121,7 @@ def test_an_image_that_is_cut_off_is_refused(suffix):
         ("16UC1; compressedDepth png", b"\0" * 12 + b"\x89PNG\r\n\x1a\n", "compressedDepth"),
         ("h264", b"\0\0\0\1\x67", "expected a JPEG or a PNG"),
         ("jpeg", b"", "no data"),
-        ("jpeg", b"\xff\xd8\xff" * 50 + b"\xff\xd9", "header has no size"),
+        ("jpeg", b"\xff\xd8\xff" * 50 + b"\xff\xd9", "is damaged"),
         ("a" * 100_000, b"12345678", "begins with"),
     ],
 )

@@ -225,7 +225,7 @@ def test_a_box_tells_the_temperature_of_its_object(field, tmp_path):
 
 
 def test_a_shutter_that_repeats_images_is_counted_and_no_fault(field):
-    rig = field()
+    rig = field(camera_timeout=3600.0)
     visible = np.full((48, 64, 3), 60, np.uint8)
     images_of = [np.random.default_rng(n).integers(0, 255, (48, 64), np.uint8) for n in range(8)]
     for number, thermal in enumerate((*images_of, *images_of[-1:] * 8, *images_of)):
@@ -236,6 +236,32 @@ def test_a_shutter_that_repeats_images_is_counted_and_no_fault(field):
     assert report.count("thermal_freezes") >= 1
     assert report.count("thermal_frozen") >= 1
     assert report.parts["thermal camera"].level == Level.OK
+
+
+def test_while_the_shutter_pauses_the_latest_thermal_image_is_fused_again(field):
+    rig = field(thermal_hold=60.0, camera_timeout=3600.0)
+    shutter = rig._local.configured.shutter
+    visible = np.full((48, 64, 3), 60, np.uint8)
+    rng = np.random.default_rng(0)
+    while shutter.usual_s is None:
+        fuse(rig, rng.integers(0, 100, (48, 64), np.uint8), visible)
+    last = np.full((48, 64), 200, np.uint8)
+    fuse(rig, last, visible)
+
+    def send_rgb_alone() -> bool:
+        rig.send(time.time_ns(), None, visible)
+        rig.wait(lambda: False, 0.02)
+        return rig.count("rgb_held") >= 3
+
+    assert rig.wait(send_rgb_alone)
+    report = rig.settle(unpaired=True)
+    assert report.count("rgb_received") + report.count("rgb_held") == report.count("rgb_images")
+    assert report.count("pairs") + report.count("rgb_held") == report.count("fused")
+    assert list(rig.images) == sorted(rig.images)
+    held = list(rig.images.values())[-report.count("rgb_held") :]
+    assert all((images.view(image) == 130).all() for image in held)  # of 200 and 60
+    fuse(rig, rng.integers(0, 100, (48, 64), np.uint8), visible)
+    assert rig.settle(unpaired=True).count("thermal_freezes") == 1
 
 
 # --- Compressed images ----------------------------------------------------------------------------
@@ -262,6 +288,36 @@ def test_compressed_images_beside_the_topic_are_taken_where_there_are_no_raw_one
     assert rig.wait(lambda: rig.count("rgb_unreadable") == 1)
     assert "cut off" in rig.report.message
     assert rig.report.values["rgb_type"] == "sensor_msgs/msg/CompressedImage"
+
+
+def test_once_an_image_cannot_be_decoded_the_next_ones_are_refused_before_they_have_a_partner(
+    field,
+):
+    rig = field(start=False)
+    rig.node.destroy_publisher(rig.sender.rgb.images)
+    publisher = rig.node.create_publisher(CompressedImage, "rgb/image_raw/compressed", 10)
+    rig.sender.rgb.images = publisher
+    rig.spin()
+    visible = np.full((48, 64, 3), 200, np.uint8)
+
+    def send(damaged: bool) -> int:
+        stamp = time.time_ns()
+        message = compressed(visible, "jpeg", stamp, ".jpg")
+        if damaged:  # its table of codes is none
+            message.data[message.data.tobytes().index(b"\xff\xc4") + 5] = 255
+        publisher.publish(message)
+        rig.send(stamp, np.full((48, 64), 100, np.uint8))
+        return stamp
+
+    send(damaged=True)
+    assert rig.wait(lambda: rig.count("rejected") == 1)
+    for number in range(2):
+        send(damaged=True)
+        assert rig.wait(lambda n=number: rig.count("rgb_unreadable") == n + 1)
+    assert rig.count("pairs") == 1
+    stamp = send(damaged=False)
+    assert rig.wait(lambda: stamp in rig.images)
+    assert says(rig, "rgb camera", "of the rgb images cannot be used: OpenCV cannot decode")
 
 
 def test_compressed_images_on_the_topic_itself_are_taken(field):

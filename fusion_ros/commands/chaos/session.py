@@ -81,7 +81,8 @@ class Account:
     """Where images and pairs went; `missing` are those that no counter names.
 
     images: counted when they arrive; each is paired, too far, missing, stale or waiting, or it was
-    refused (unstamped, unreadable), or used alone. done: fused, displaced, rejected, in progress.
+    refused (unstamped, unreadable), used alone, or fused with a thermal image that was held. done:
+    fused, displaced, rejected, in progress.
     """
 
     images: dict[str, int]
@@ -105,13 +106,13 @@ def account(report: Report) -> Account:
     """The account in a report."""
     ends = {}
     for camera in ("thermal", "rgb"):
-        for end in (*_ENDS, "unstamped", "unreadable", "alone"):
+        for end in (*_ENDS, "unstamped", "unreadable", "alone", "held"):
             ends[f"{camera}_{end}"] = report.count(f"{camera}_{end}")
-    alone = report.count("thermal_alone") + report.count("rgb_alone")
+    single = sum(report.count(name) for name in ("thermal_alone", "rgb_alone", "rgb_held"))
     return Account(
         {camera: report.count(f"{camera}_images") for camera in ("thermal", "rgb")},
         ends,
-        report.count("pairs") + alone,
+        report.count("pairs") + single,
         {name: report.count(name) for name in ("fused", "displaced", "rejected", "in_progress")},
     )
 
