@@ -119,7 +119,7 @@ class Calibration:
 
     k: camera matrix, nine values row by row, in pixels.
     size: full resolution; 0x0 if it is that of the images.
-    distortion, model: coefficients and their `distortion_model` in CameraInfo.
+    distortion, model: coefficients and their `distortion_model` in CameraInfo, in small letters.
     rotation: nine values row by row, from the camera's frame to the one that it shares with its
         rectified images and, after a stereo calibration, with the other camera.
     rectified: whether the images are rectified.
@@ -152,7 +152,7 @@ class Calibration:
         x, y, width, height = self.roi
         part = Size(width or full.width, height or full.height)
         binned = Size(*(max(n // max(b, 1), 1) for n, b in zip(part, self.binning)))
-        if _explains(binned, size):
+        if _explains(binned, size) and not (size == full != binned):
             corner, source = (x, y), part
         elif _explains(full, size):
             corner, source = (0, 0), full  # the whole sensor, as if without region of interest
@@ -215,7 +215,7 @@ def from_camera_info(msg: Any, rectified: bool = False) -> Calibration | None:
         k,
         Size(msg.width, msg.height),
         () if rectified else tuple(float(value) for value in msg.d),
-        msg.distortion_model,
+        msg.distortion_model.strip().lower().replace(" ", "_"),
         rotation if any(rotation) else _IDENTITY,
         rectified,
         (msg.roi.x_offset, msg.roi.y_offset, msg.roi.width, msg.roi.height),

@@ -229,6 +229,7 @@ class Pipeline:
         self._empty = EmptyBorder()
         self._border: tuple[tuple, SoftBorder] | None = None
         self._registration = Registration()
+        self._plain: tuple[tuple[float, ...], Registration] | None = None
         self._registered_for: tuple | None = None
         self._unusable: str | None = None
         self.registration_state = RegistrationState()
@@ -430,31 +431,39 @@ class Pipeline:
     def _register(self, setup: _Setup, thermal_size: Size, size: Size) -> None:
         """Renew the registration if the calibration or the sizes have changed."""
         settings, thermal, rgb = setup.settings, setup.thermal_camera, setup.rgb_camera
-        if settings.homography or thermal is None or rgb is None:
-            key = (settings.homography,)
-        else:
-            key = (thermal, rgb, thermal_size, size, settings.thermal_rotation)
+        by_lenses = not (settings.homography or thermal is None or rgb is None)
+        key = (thermal, rgb) if by_lenses else (settings.homography, None)
+        key += (thermal_size, size, *([settings.thermal_rotation] if by_lenses else []))
         if key == self._registered_for:
             return
         before, self._registered_for = self._registered_for, key
         self._unusable = None
-        if len(key) == 1:
-            self._registration = Registration(settings.homography or None)
-            return
         try:
-            registration = Registration.of_lenses(
-                thermal.at(thermal_size),
-                rgb.at(size),
-                rotation_between(thermal, rgb, settings.rotation),
-            )
+            if by_lenses:
+                registration = Registration.of_lenses(
+                    thermal.at(thermal_size),
+                    rgb.at(size),
+                    rotation_between(thermal, rgb, settings.rotation),
+                )
+            else:
+                registration = self._by_homography(settings.homography)
+            same_sizes = before is not None and len(before) == len(key) and before[2:4] == key[2:4]
+            same = by_lenses and same_sizes
+            if same and _agree(self._registration, registration, thermal_size, size):
+                return
+            registration.prepare(thermal_size, size)
         except ValueError as error:
-            self._registration = Registration()
-            self._unusable = f"the cameras' calibration cannot be used: {error}"
+            registration = Registration()
+            given = "cameras' calibration" if by_lenses else "parameter homography"
+            self._unusable = f"the {given} cannot be used: {error}"
             self.monitor.fault("calibration", self._unusable)
-            return
-        same_sizes = before is not None and before[2:4] == key[2:4]
-        if not (same_sizes and _agree(self._registration, registration, thermal_size, size)):
-            self._registration = registration
+        self._registration = registration
+
+    def _by_homography(self, values: tuple[float, ...]) -> Registration:
+        """The registration of the parameter `homography`, with the maps that it has made."""
+        if self._plain is None or self._plain[0] != values:
+            self._plain = (values, Registration(values or None))
+        return self._plain[1]
 
     def _border_of(self, seen: np.ndarray | None, size: Size) -> SoftBorder | None:
         """The edge of the thermal camera's view, or of what it has data of."""
@@ -475,10 +484,12 @@ class Pipeline:
             if camera is None
         ]
         problems = [text for text in (self._unusable, registration.problem) if text]
-        if setup.settings.homography:
+        if self._unusable:
+            source = "none, as if aligned"
+        elif setup.settings.homography:
             source = "homography"
         elif not uncalibrated:
-            source = "none, as if aligned" if self._unusable else "camera_info"
+            source = "camera_info"
         else:
             source = "none, as if aligned"
             if len(uncalibrated) == 1:

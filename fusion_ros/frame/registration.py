@@ -181,6 +181,10 @@ class Registration:
         interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return cv2.resize(thermal, size, dst=out, interpolation=interpolation)
 
+    def prepare(self, thermal_size: Size, size: Size) -> None:
+        """Make ready for images of these sizes; raises `ValueError` as `warp` does."""
+        self._warp_for(Size(*thermal_size), Size(*size))
+
     @property
     def border(self) -> SoftBorder | None:
         """Edge of the thermal camera's view in the latest warp; None where it sees every pixel."""

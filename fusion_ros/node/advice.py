@@ -113,6 +113,7 @@ def about_pairing(
 def far_apart(latency_ms: float, sim_time: bool) -> str:
     """What to do about images whose stamps are far from the node's time."""
     seconds = 1e-3 * latency_ms
+    apart = f"{abs(seconds):.1f} s {'before' if seconds > 0 else 'after'}"
     now_s = time.time()
     if abs(now_s - seconds - time.monotonic()) < _SINCE_BOOT_S:
         cause = "they count from the machine's start: set stamp_source to arrival"
@@ -122,10 +123,7 @@ def far_apart(latency_ms: float, sim_time: bool) -> str:
         cause = "set use_sim_time and play with --clock if this is a bag; else set the clocks"
     else:
         cause = "they are ahead: synchronise the clocks of camera and node (NTP, PTP)"
-    return (
-        f"images are stamped {seconds:.1f} s before this node's time, so there is no latency; "
-        f"{cause}"
-    )
+    return f"images are stamped {apart} this node's time, so there is no latency; {cause}"
 
 
 def _silence(

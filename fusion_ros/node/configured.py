@@ -97,11 +97,9 @@ class Configured:
             self.pace,
             self._search_failed,
             self.cameras,
-            node.count_publishers_of,
-            self.graph.now_ns,
+            self.graph,
         )
         self.frames.arrival_stamps = parameters.stamp_source == "arrival"
-        self.frames.sim_time = self.graph.sim_time
         # The worker outlives a deactivation, since the frame in hand may be building an engine.
         # It frees the networks itself: nobody else knows when that frame is done.
         self.worker: Lanes[Job] = Lanes(

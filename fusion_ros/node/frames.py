@@ -21,6 +21,7 @@ from fusion_ros.frame.settings import AUTO
 from fusion_ros.frame.thermography import Thermography
 from fusion_ros.node.advice import far_apart
 from fusion_ros.node.camera import Camera
+from fusion_ros.node.graph import Graph
 from fusion_ros.node.guard import describe
 from fusion_ros.node.outputs import ANNOTATED, DETECTIONS, FUSED, NotActiveError, Outputs
 from fusion_ros.node.search import Search
@@ -74,13 +75,11 @@ class Frames:
         pace: gets the times of each frame.
         search_failed: called with an exception of the search beside fusion.
         cameras: the thermal and the RGB camera.
-        count_publishers: number of publishers of a topic that is named relative to the node.
-        now_ns: the node's clock; 0 while it waits for /clock.
+        graph: for the node's clock and the publishers of a topic that is named relative to it.
 
     Attributes:
         await_calibration: the next frame waits for camera_info.
         arrival_stamps: images are paired by their arrival, whatever their headers say.
-        sim_time: the node's clock is that of /clock.
         decided: a frame in hand is handed to the publishers; what follows are its boxes.
     """
 
@@ -92,12 +91,10 @@ class Frames:
         pace: Pace,
         search_failed: Callable[[Exception], None],
         cameras: Sequence[Camera],
-        count_publishers: Callable[[str], int],
-        now_ns: Callable[[], int],
+        graph: Graph,
     ) -> None:
         self.await_calibration = False
         self.arrival_stamps = False
-        self.sim_time = False
         self.decided = False
         self._pipeline = pipeline
         self._monitor = monitor
@@ -107,8 +104,7 @@ class Frames:
         self.search = Search(self._search_and_publish, search_failed)
         self._cameras = cameras
         self._rgb = cameras[1]
-        self._count_publishers = count_publishers
-        self._now_ns = now_ns
+        self._graph = graph
         self._shares = Shares()
         self._converters = [
             {name: images.Converter(read) for name, read in _READERS.items()} for _ in range(2)
@@ -246,7 +242,7 @@ class Frames:
         """Wait shortly for the camera_info of both cameras, if it has publishers."""
         end = time.monotonic() + _CALIBRATION_S
         for camera in self._cameras:
-            if self._count_publishers(camera.info_topic):
+            if self._graph.publishers(camera.info_topic):
                 camera.has_info.wait(max(0.0, end - time.monotonic()))
 
     def _published(
@@ -265,13 +261,13 @@ class Frames:
         """Time from the stamp, or from the arrival if that is what counts; None if unknown."""
         if self.arrival_stamps:
             return 1e3 * (time.perf_counter() - job.queued)
-        now_ns = self._now_ns()
-        if self.sim_time and not now_ns:
+        now_ns = self._graph.now_ns()
+        if not now_ns:
             return None  # no /clock, which the diagnostics tell
         latency_ms = 1e-6 * (now_ns - stamp_ns(header))
         if abs(latency_ms) <= _ODD_LATENCY_MS:
             return latency_ms
-        self._monitor.fault("odd_stamps", far_apart(latency_ms, self.sim_time))
+        self._monitor.fault("odd_stamps", far_apart(latency_ms, self._graph.sim_time))
         return None
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.exceptions import ParameterNotDeclaredException
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
@@ -114,10 +113,6 @@ class FuseNode(GuardedNode):
     def overrides(self) -> dict[str, Parameter]:
         """Parameter values that were given at the start, declared or not."""
         return self._parameter_overrides
-
-    def count_publishers_of(self, topic: str) -> int:
-        """Number of publishers of a topic, remapped as for a subscription."""
-        return self.count_publishers(self.resolve_topic_name(topic))
 
     def log_once(self, text: str) -> None:
         """Log a text the first time only: the same backends are passed over for every network."""
@@ -243,14 +238,16 @@ class FuseNode(GuardedNode):
         Values are checked and stored in the type of their parameter: 1 for a number becomes 1.0,
         and an empty list a list of that type. Values that cannot be set are refused and named.
         """
+        unknown = [one.name for one in parameter_list if not self.has_parameter(one.name)]
+        if unknown:
+            reason = "; ".join(map(node_parameters.explain_unknown, unknown))
+            return SetParametersResult(successful=False, reason=reason)
         try:
             typed = [node_parameters.typed(parameter) for parameter in parameter_list]
             parameters = self._changed({p.name: p.value for p in typed})
             result = super().set_parameters_atomically(typed)
             if result.successful and parameters is not None:
                 self.configured.use(parameters)
-        except ParameterNotDeclaredException:
-            raise  # rclpy's services answer it
         except Exception as error:
             reason = str(error) if isinstance(error, ValueError) else describe(error)
             return SetParametersResult(successful=False, reason=reason)

@@ -84,6 +84,7 @@ def project(rays: np.ndarray, k: tuple[float, ...], d: tuple[float, ...], model:
         ({"roi": (320, 240, 640, 480)}, (640, 480), (1000, 1000, 319.5, 239.5)),
         ({"roi": (100, 40, 800, 200)}, (800, 200), (1000, 1000, 539.5, 439.5)),
         ({"roi": (100, 40, 800, 200)}, FULL, (1000, 1000, 639.5, 479.5)),
+        ({"roi": (320, 240, 640, 480)}, FULL, (1000, 1000, 639.5, 479.5)),
         ({"roi": (100, 40, 800, 200), "binning": (2, 2)}, (400, 100), (500, 500, 269.5, 219.5)),
         # Two rows of telemetry below the image.
         ({}, (1280, 962), (1000, 1000, 639.5, 479.5)),
@@ -107,6 +108,12 @@ def test_the_matrix_follows_region_of_interest_binning_and_scale(changes, size, 
 def test_a_calibration_that_does_not_fit_is_refused_with_the_reason(changes, size, says):
     with pytest.raises(ValueError, match=says):
         from_camera_info(info(**changes)).at(Size(*size))
+
+
+@pytest.mark.parametrize("model", ["Plumb_Bob", "plumb bob", "RATIONAL_POLYNOMIAL", "Equidistant "])
+def test_a_distortion_model_is_known_however_a_driver_spells_it(model):
+    lens = from_camera_info(info(d=(0.1, 0, 0, 0), model=model)).at(FULL)
+    assert lens.is_distorted and lens.fisheye == model.startswith("Equi")
 
 
 P = (300.0, 0, 319.5, 0, 0, 310.0, 239.5, 0, 0, 0, 1, 0)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import cv2
@@ -323,6 +324,39 @@ def test_a_calibration_of_another_aspect_ratio_is_refused_and_named(average):
     (fault,) = pipeline.monitor.snapshot().faults
     assert fault.name == "calibration"
     assert "64x36" in fault.text and "64x48" in fault.text and "aspect ratio" in fault.text
+
+
+TO_INFINITY = (1.0, 0, 0, 0, 1.0, 0, 0.03, 0, -1.0)
+"""A homography whose horizon crosses a thermal image of 64x48."""
+
+
+def test_a_homography_that_cannot_be_used_costs_no_frame(average):
+    pipeline = make(average.replace(homography=TO_INFINITY))
+    thermal = np.full((48, 64), 200, np.uint8)
+    for _ in range(2):
+        assert abs(int(pipeline.fuse(thermal, GREY)[24, 32, 0]) - 150) <= 1
+    assert pipeline.registration_state.source == "none, as if aligned"
+    (problem,) = pipeline.registration_state.problems
+    assert "the parameter homography cannot be used" in problem and "infinity" in problem
+    assert pipeline.monitor.snapshot().counters["calibration"] == 1
+    # Of a smaller thermal image the same homography can be used.
+    pipeline.fuse(thermal[:20, :20], GREY)
+    assert pipeline.registration_state.source == "homography"
+    pipeline.change(settings=average)
+    pipeline.fuse(thermal, GREY)
+    assert pipeline.registration_state.problems == ()
+
+
+def test_a_camera_info_of_confused_rows_and_columns_costs_no_frame(average):
+    pipeline = make(average)
+    k = calibration(100).k
+    confused = dataclasses.replace(
+        calibration(100), k=tuple(k[i] for i in (0, 3, 6, 1, 4, 7, 2, 5, 8))
+    )
+    pipeline.change(thermal_camera=calibration(100), rgb_camera=confused)
+    assert abs(int(pipeline.fuse(np.full((48, 64), 200, np.uint8), GREY)[24, 32, 0]) - 150) <= 1
+    (problem,) = pipeline.registration_state.problems
+    assert "the cameras' calibration cannot be used" in problem
 
 
 def test_different_sizes_without_calibration_are_one_fault(average):

@@ -415,6 +415,19 @@ def test_simulated_time_without_a_clock_is_told_and_gives_no_latency(field):
     assert "odd_stamps" not in rig.report.values
 
 
+def test_simulated_time_may_be_set_while_the_node_runs(field):
+    rig = field()
+    pair = np.full((48, 64), 99, np.uint8), np.full((48, 64, 3), 60, np.uint8)
+    rig._local.set_parameters([rclpy.Parameter("use_sim_time", value=True)])
+    fuse(rig, *pair)
+    assert says(rig, "fusion", "nobody publishes /clock", Level.WARN)
+    assert rig.wait(lambda: rig.count("fused") == 1)
+    assert "odd_stamps" not in rig.report.values
+    rig._local.set_parameters([rclpy.Parameter("use_sim_time", value=False)])
+    fuse(rig, *pair)
+    assert rig.wait(lambda: "latency_p50_ms" in rig.report.values)
+
+
 # --- Nodes and processes --------------------------------------------------------------------------
 
 
