@@ -8,22 +8,41 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+from fusion_models.pairs import EXTENSIONS, visible_files
+
+_FOLDERS = {
+    "ir": ("ir", "infrared", "thermal"),
+    "vi": ("vi", "vis", "visible", "rgb"),
+}
+"""Names that published sets give the folders, in small letters."""
 
 
 class FilesError(ValueError):
     """A folder of pairs that cannot be used; the message says what to change."""
 
 
+def _folder(root: Path, kind: str) -> Path:
+    """The folder of thermal (`ir`) or visible (`vi`) images in `root`, however it is spelled."""
+    for name in _FOLDERS[kind]:
+        for path in visible_files(root):
+            if path.name.lower() == name and path.is_dir():
+                return path
+    inside = [
+        path.name
+        for path in visible_files(root)
+        if path.is_dir() and any((path / name).is_dir() for name in (kind, kind.capitalize()))
+    ]
+    hint = f"; is it one of the folders in it, {', '.join(inside[:5])}?" if inside else ""
+    raise FilesError(
+        f"no folder '{root / kind}': expected a folder with ir/ (thermal) and vi/ (visible) "
+        f"images, one pair per file stem{hint}"
+    )
+
+
 def _images(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise FilesError(
-            f"no folder '{folder}': expected a folder with ir/ (thermal) and vi/ "
-            "(visible) images, one pair per file stem"
-        )
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+    for path in visible_files(folder):  # without `._x.png`, which macOS writes beside `x.png`
+        if path.suffix.lower() not in EXTENSIONS or not path.is_file():
             continue
         if path.stem in found:
             raise FilesError(
@@ -32,13 +51,14 @@ def _images(folder: Path) -> dict[str, Path]:
             )
         found[path.stem] = path
     if not found:
-        raise FilesError(f"no images in '{folder}': expected {', '.join(SUFFIXES)}")
+        raise FilesError(f"no images in '{folder}': expected {', '.join(EXTENSIONS)}")
     return found
 
 
 class PairFolder:
     """Image pairs in the order of their stems; sizes and formats may differ from pair to pair.
 
+    Hidden files are left out.
     Raises `FilesError` when ir/ or vi/ is missing or empty, or when their stems do not agree.
     """
 
@@ -46,7 +66,7 @@ class PairFolder:
         root = Path(path).expanduser()
         if not root.is_dir():
             raise FilesError(f"no folder '{root}': expected a folder with ir/ and vi/")
-        thermal, visible = _images(root / "ir"), _images(root / "vi")
+        thermal, visible = (_images(_folder(root, kind)) for kind in _FOLDERS)
         if thermal.keys() != visible.keys():
             parts = [
                 f"{len(only)} only in {name}/ ({', '.join(sorted(only)[:5])}"

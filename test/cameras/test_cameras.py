@@ -228,6 +228,34 @@ def test_a_missing_folder_says_what_was_expected(tmp_path):
         PairFolder(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_hidden_files_and_those_of_other_systems_are_no_images(tmp_path, suffix):
+    image = np.zeros((4, 4), np.uint8)
+    _write_pairs(tmp_path, {"a": (image, image), "b": (image, image)})
+    for name in ("ir/._a", "vi/._b", "ir/._b", "vi/.hidden"):
+        (tmp_path / name).with_suffix(suffix).write_bytes(b"\0\5\x16\7")
+    for name in ("ir/.DS_Store", "vi/Thumbs.db", "vi/desktop.ini", "ir/classes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    folder = PairFolder(tmp_path)
+    assert folder.stems == ["a", "b"]
+    assert folder.thermal(0).shape == (4, 4)
+
+
+@pytest.mark.parametrize("names", [("Ir", "Vis"), ("IR", "VI"), ("infrared", "visible")])
+def test_folders_are_known_as_published_sets_spell_them(tmp_path, names):
+    _write_pairs(tmp_path, {"a": (np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))})
+    for name, new in zip(("ir", "vi"), names):
+        (tmp_path / name).rename(tmp_path / new)
+    assert PairFolder(tmp_path).stems == ["a"]
+    inner = tmp_path.parent / f"{tmp_path.name}_outer"
+    inner.mkdir()
+    for name, kind in zip(names, ("ir", "vi")):
+        (inner / "train").mkdir(exist_ok=True)
+        (tmp_path / name).rename(inner / "train" / kind)
+    with pytest.raises(FilesError, match="one of the folders in it, train"):
+        PairFolder(inner)
+
+
 def test_stems_without_a_partner_are_named(tmp_path):
     image = np.zeros((4, 4), np.uint8)
     _write_pairs(tmp_path, {"both": (image, image), "lonely": (image, None)})
