@@ -225,7 +225,7 @@ def test_a_box_tells_the_temperature_of_its_object(field, tmp_path):
 
 
 def test_a_shutter_that_repeats_images_is_counted_and_no_fault(field):
-    rig = field(camera_timeout=3600.0)
+    rig = field(camera_timeout=3600.0, thermal_rate=0.01)
     visible = np.full((48, 64, 3), 60, np.uint8)
     images_of = [np.random.default_rng(n).integers(0, 255, (48, 64), np.uint8) for n in range(8)]
     for number, thermal in enumerate((*images_of, *images_of[-1:] * 8, *images_of)):
