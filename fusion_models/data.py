@@ -109,8 +109,9 @@ class CropSampler:
         batch_size: crops in a batch.
         weights: relative frequency of each data set (None: by its number of pairs).
         seed: the sequence of batches is a function of (seed, rank, step).
-        augment: whether to flip and turn crops and to draw a gain for each modality.
+        augment: whether to flip and turn crops.
         rank: of the process, so that several draw different batches.
+        gains: whether augmentation draws a gain for each modality.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class CropSampler:
         seed: int = 0,
         augment: bool = True,
         rank: int = 0,
+        gains: bool = True,
     ):
         if not folders:
             raise DataError("no training data: give data=<folder with ir/ and vi/>[,<another>...]")
@@ -130,7 +132,7 @@ class CropSampler:
         if len(weights) != len(folders):
             raise DataError(f"{len(weights)} weights for {len(folders)} data roots")
         self.weights = weights / weights.sum()
-        self.seed, self.augment, self.rank = seed, augment, rank
+        self.seed, self.augment, self.rank, self.gains = seed, augment, rank, gains
 
     def batch(self, step: int) -> Batch:
         """The batch of a training step; equal steps give equal batches, so that runs can resume."""
@@ -170,7 +172,7 @@ class CropSampler:
             if rng.random() < 0.5:
                 planes = planes[:, :, ::-1]
             planes = np.ascontiguousarray(planes)
-            for plane in planes[:2]:
+            for plane in planes[:2] if self.gains else ():
                 # Cameras differ in gain; else the network overfits the brightness of one set.
                 if rng.random() < 0.3:
                     plane *= rng.uniform(0.6, 1.0)

@@ -15,6 +15,9 @@ from torch import nn
 import fusion_models
 from fusion_models import WEIGHTS_DIR
 
+RECIPES = ("shipped", "paper")
+"""Ways to train a method: with the objective of this project, or as its paper says."""
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -48,23 +51,29 @@ class _Method:
     card: ModelCard
     network: Callable[..., nn.Module]
     objective: Callable[..., nn.Module]
+    paper: Callable[..., nn.Module] | None = None
 
 
 _METHODS: dict[str, _Method] = {}
 
 
-def register_model(card: ModelCard, objective: Callable[..., nn.Module]):
+def register_model(
+    card: ModelCard,
+    objective: Callable[..., nn.Module],
+    paper: Callable[..., nn.Module] | None = None,
+):
     """Class decorator that makes a network available as ``create_model(card.name)``.
 
     The network maps ``ir, vi`` to ``fused``, all `[B, 1, H, W]` float in [0, 1], H and W multiples
     of 8, and may offer ``deploy()`` returning an equal network with its constants folded.
-    The objective maps ``(network, Batch)`` to ``dict[str, Tensor]`` of weighted scalar terms.
+    The objective maps ``(network, Batch)`` to ``dict[str, Tensor]`` of weighted scalar terms, and
+    so does `paper`, the published loss alone, for ``recipe=paper``.
     """
 
     def decorate(network: type[nn.Module]) -> type[nn.Module]:
         if card.name in _METHODS:
             raise ValueError(f"method '{card.name}' is registered twice; choose another name")
-        _METHODS[card.name] = _Method(card, network, objective)
+        _METHODS[card.name] = _Method(card, network, objective, paper)
         return network
 
     return decorate
@@ -119,9 +128,22 @@ def create_model(name: str, pretrained: bool = False, **settings) -> nn.Module:
     return model
 
 
-def create_objective(name: str, **settings) -> nn.Module:
-    """Training objective of a method; ``settings`` are its constructor's keyword arguments."""
-    return _method(name).objective(**settings)
+def create_objective(name: str, recipe: str = "shipped", **settings) -> nn.Module:
+    """Training objective of a method; ``settings`` are its constructor's keyword arguments.
+
+    Args:
+        recipe: 'shipped', or 'paper' for the published loss alone.
+    Raises:
+        ValueError: an unknown name or recipe, or a method without the paper's loss.
+    """
+    method = _method(name)
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe '{recipe}': choose one of {', '.join(RECIPES)}")
+    if recipe == "shipped":
+        return method.objective(**settings)
+    if method.paper is None:
+        raise ValueError(f"method '{name}' has no recipe 'paper'")
+    return method.paper(**settings)
 
 
 def count_parameters(model: nn.Module) -> int:

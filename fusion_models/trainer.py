@@ -30,6 +30,7 @@ from fusion_models.evaluation.metrics import evaluate
 from fusion_models.files import write_text
 from fusion_models.hardware import PRECISIONS, choose_precision, keep_freed_memory
 from fusion_models.pairs import DataError, PairSet, find_sets
+from fusion_models.registry import RECIPES
 from fusion_models.search.terms import SearchedObjective
 from fusion_models.settings import ConfigError, parse_arguments
 
@@ -44,13 +45,16 @@ class TrainConfig:
 
     Attributes:
         method: one of `fusion_models.list_models()`.
+        recipe: 'shipped' (this project's objective) or 'paper' (the paper's alone); each has its
+            defaults, in `config/training` and `config/paper`.
         data: pair folders or folders of sets, comma separated; 'auto' looks in the usual places. Of
             each set the `train` split is used, less every eighth pair, which is for validation.
         mix: relative weight of each set by its name (absent: 1; 0: left out).
         salient: class ids that count as salient objects in label images, where there are any.
         limit: most pairs to read of one set (0: all).
         validation: 'auto' for the validation pairs of the training sets, a pair folder, or ''.
-        output: folder of checkpoints, logs and pictures; '' for `runs/<method>`.
+        output: folder of checkpoints, logs and pictures; '' for `runs/<method>`, or, of the paper's
+            recipe, `runs/paper/<method>`.
         resume: continue from the last checkpoint in the output folder.
         init: safetensors file to start from, or 'shipped' for the committed weights.
         max_steps: number of optimiser steps.
@@ -59,7 +63,8 @@ class TrainConfig:
         optimizer: adamw, or sgd with a momentum of 0.9.
         lr, warmup, lr_final: the learning rate rises linearly for `warmup` steps, then falls on a
             cosine to `lr * lr_final`.
-        weight_decay, clip: of the optimiser; largest norm of the gradient.
+        weight_decay, clip: of the optimiser; largest norm of the gradient (0: any).
+        gains: whether crops also get a random gain a camera, besides turns and flips.
         freeze_norm: share of the schedule after which batch norms use their running statistics.
         average: decay of the moving average of the weights, which is evaluated and exported.
         precision: auto, 32-true, bf16-mixed or 16-mixed; auto takes the fastest for the hardware.
@@ -73,6 +78,7 @@ class TrainConfig:
     """
 
     method: str = "baffm"
+    recipe: str = "shipped"
     data: str = "auto"
     mix: dict[str, float] = field(default_factory=dict)
     salient: list[int] = field(default_factory=lambda: [1, 2])
@@ -90,6 +96,7 @@ class TrainConfig:
     lr_final: float = 0.01
     weight_decay: float = 0.0
     clip: float = 1.0
+    gains: bool = True
     freeze_norm: float = 0.6
     average: float = 0.995
     precision: str = "auto"
@@ -107,28 +114,44 @@ class TrainConfig:
 
 
 def load_config(arguments: list[str], folder: Path) -> TrainConfig:
-    """Defaults, then `<folder>/<method>.yaml`, then `config=<yaml>`, then `key=value` arguments.
+    """Defaults, then the recipe's file, then `config=<yaml>`, then `key=value` arguments.
 
-    With `resume=true` the settings saved with the run come before the arguments.
+    The recipe's file is `<folder>/<method>.yaml`, or `<folder>/../paper/<method>.yaml` with
+    `recipe=paper`. With `resume=true` the settings saved with the run take the place of all but the
+    arguments.
     """
     overrides = parse_arguments(arguments)
     extra = overrides.pop("config", None)
     method = overrides.get("method", TrainConfig.method)
+    recipe = overrides.get("recipe", TrainConfig.recipe)
+    if recipe not in RECIPES:
+        raise ConfigError(f"recipe '{recipe}': choose one of {', '.join(RECIPES)}")
+    file = (folder if recipe == "shipped" else folder.parent / recipe) / f"{method}.yaml"
+    if recipe != "shipped" and not file.is_file():
+        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+        raise ConfigError(f"method '{method}' has no recipe '{recipe}'; there are those of {known}")
     layers = [OmegaConf.structured(TrainConfig)]
-    if (folder / f"{method}.yaml").is_file():
-        layers.append(OmegaConf.load(folder / f"{method}.yaml"))
+    if file.is_file():
+        layers.append(OmegaConf.load(file))
     if extra:
         layers.append(OmegaConf.load(extra))
     try:
         config = OmegaConf.merge(*layers, overrides)
-        saved = Path(config.output or f"runs/{config.method}") / "config.yaml"
+        saved = output_of(config) / "config.yaml"
         if config.resume and saved.is_file():
-            # A resumed run keeps its settings but for those given on this command line.
-            config = OmegaConf.merge(*layers, OmegaConf.load(saved), overrides)
+            # What was saved is complete: a recipe's terms must not come in beside it.
+            config = OmegaConf.merge(layers[0], OmegaConf.load(saved), overrides)
         return OmegaConf.to_object(config)
     except Exception as error:
         keys = ", ".join(TrainConfig.__dataclass_fields__)
         raise ConfigError(f"{str(error).splitlines()[0]}; settings are: {keys}") from error
+
+
+def output_of(config: TrainConfig) -> Path:
+    """Output folder of a run."""
+    if config.output:
+        return Path(config.output)
+    return Path("runs") / ("" if config.recipe == "shipped" else config.recipe) / config.method
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -207,7 +230,7 @@ class Trainer:
         self.fabric.print(f"{config.method}: precision {self.precision} ({reason})")
         self.fabric.seed_everything(config.seed, verbose=False)
         torch.backends.cudnn.benchmark = True  # all crops have one size
-        self.output = Path(config.output or f"runs/{config.method}")
+        self.output = output_of(config)
         try:
             self.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -242,7 +265,7 @@ class Trainer:
     def _objective(self) -> nn.Module:
         config = self.config
         if not config.loss:
-            return create_objective(config.method, **config.objective)
+            return create_objective(config.method, config.recipe, **config.objective)
         return SearchedObjective.from_file(Path(config.loss))
 
     def _precision_setting(self) -> dict:
@@ -273,6 +296,7 @@ class Trainer:
             weights if config.mix else None,
             config.seed,
             rank=self.fabric.global_rank,
+            gains=config.gains,
         )
         held = self._validation_pairs([pairs.name for pairs in sets])
         return sampler, LoadedPairs(held.limited(config.validate_pairs), salient) if held else None
@@ -398,7 +422,8 @@ class Trainer:
                 terms = self.objective(self.model, batch)
                 loss = sum(terms.values())
                 fabric.backward(loss)
-                fabric.clip_gradients(self.model, self.optimizer, max_norm=config.clip)
+                if config.clip:
+                    fabric.clip_gradients(self.model, self.optimizer, max_norm=config.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 self.step += 1

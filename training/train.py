@@ -4,10 +4,12 @@
     python training/train.py                                   # baffm, data from the usual places
     python training/train.py method=cfi data=../my_pairs max_steps=20000 precision=16-mixed
     python training/train.py method=cfi resume=true            # go on where it stopped
+    python training/train.py method=cfi recipe=paper           # the paper's loss and schedule alone
     torchrun --nproc_per_node=2 training/train.py method=caf   # several processes or GPUs
 
-Settings are `key=value`; `config/training/<method>.yaml` holds each method's defaults and
-`fusion_models.trainer.TrainConfig` describes them all. Results go to `runs/<method>/`.
+Settings are `key=value`; `config/training/<method>.yaml` holds each method's defaults,
+`config/paper/<method>.yaml` those of its paper, and `fusion_models.trainer.TrainConfig` describes
+them all. Results go to `runs/<method>/`, those of the paper's recipe to `runs/paper/<method>/`.
 """
 
 from __future__ import annotations

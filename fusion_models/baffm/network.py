@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fusion_models.baffm.dictionary import SceneDictionary
 from fusion_models.baffm.objective import BaffmObjective
+from fusion_models.baffm.paper import BaffmPaperObjective
 from fusion_models.layers import ResidualTanhHead, RowThenColumnConv, SoftShrink, upsample
 from fusion_models.registry import ModelCard, register_model
 
@@ -208,6 +209,7 @@ class FoldedAdjustment(nn.Module):
         "Ma et al., Causality-Driven Infrared and Visible Image Fusion, 2025",
     ),
     BaffmObjective,
+    BaffmPaperObjective,
 )
 class Baffm(nn.Module):
     """Fuses `ir`, `vi` `[B, 1, H, W]` in [0, 1] to `fused` of the same shape and range.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_models.caf.objective import CafObjective
+from fusion_models.caf.paper import CafPaperObjective
 from fusion_models.layers import ResidualTanhHead, RowThenColumnConv, fold_batch_norms
 from fusion_models.registry import ModelCard, register_model
 
@@ -28,6 +29,7 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
         "Liu et al., Where Elegance Meets Precision (CAF), IJCAI 2024",
     ),
     CafObjective,
+    CafPaperObjective,
 )
 class Caf(nn.Module):
     """Fuses `ir`, `vi` `[B, 1, H, W]` in [0, 1] to `fused` of the same shape and range.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fusion_models.cfi.objective import CfiObjective
+from fusion_models.cfi.paper import CfiPaperObjective
 from fusion_models.layers import (
     ResidualTanhHead,
     RowThenColumnConv,
@@ -147,6 +148,7 @@ class CausalFeatureIntegrator(nn.Module):
         "Wang et al., Multi-Modal Image Fusion via Intervention-Stable Feature Learning",
     ),
     CfiObjective,
+    CfiPaperObjective,
 )
 class Cfi(nn.Module):
     """Fuses `ir`, `vi` `[B, 1, H, W]` in [0, 1] to `fused` of the same shape and range.

@@ -7,6 +7,7 @@ Paper: RefineFuse, a multi-scale interaction network for multi-modal image fusio
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +15,50 @@ from torch import Tensor, nn
 
 from fusion_models.layers import ResidualTanhHead, RowThenColumnConv, pool_tokens, upsample
 from fusion_models.refinefuse.objective import RefineFuseObjective
+from fusion_models.refinefuse.paper import RefineFusePaperObjective
 from fusion_models.registry import ModelCard, register_model
 
-WIDTHS = (16, 32, 64, 128)
-GRID = 16  # PSIM attends over a fixed grid of tokens: its cost does not grow with the picture
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of a network.
+
+    Attributes:
+        widths: channels of the scales, five for a depth of up to five.
+        decoders: channels that the decoders of the scales from the second on put out.
+        reconstruct: widths of the last decoder's first three convolutions, at full resolution.
+        grid: side of PSIM's fixed grid of tokens: its cost does not grow with the picture.
+        strides: pooling before the resize to the grid, of the scales from the third on.
+        slope: of the leaky ReLUs; 0: ReLU. With ReLU most channels of the fourth scale died.
+        normalised: whether queries and keys are; left to their norms the attention stays uniform.
+    """
+
+    widths: tuple[int, ...]
+    decoders: tuple[int, ...]
+    reconstruct: tuple[int, int, int]
+    grid: int = 16
+    strides: tuple[int, ...] = (4, 2, 1)
+    slope: float = 0.1
+    normalised: bool = True
 
 
-SLOPE = 0.1  # of the leaky ReLUs: with plain ones most channels of the fourth scale died
+PRESETS = {
+    # A token of the 16 x 16 is one cell at 256 x 256, the crop of training, and 1.3 to 2.5 at
+    # 640x480: attention sees as many distinct tokens in training as in use.
+    "shipped": Layout((16, 32, 64, 128, 128), (32, 32, 64, 128), (48, 32, 16)),
+    "paper": Layout(
+        (16, 32, 64, 128, 256), (64, 128, 128, 256), (96, 64, 24), 24, (2, 1, 1), 0.0, False
+    ),
+}
+"""Sizes by name.
+
+The paper states 2.21 M parameters, 12.73 GMAC at 256x256 and 48.11 at 512x512, but no widths: the
+decoders and the grid of 'paper' are those of some round numbers that come nearest to all three.
+"""
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.LeakyReLU(SLOPE))
+def _conv(inputs: int, outputs: int, slope: float, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1), nn.LeakyReLU(slope))
 
 
 class PairwiseConv(nn.Module):
@@ -47,24 +81,34 @@ class Sfim(nn.Module):
     """Shallow feature interaction: spatial attention, then channel-interleaved fusion.
 
     Args:
-        channels: C of either modality. attention: False ablates the spatial attention.
+        channels: C of either modality.
     """
 
-    def __init__(self, channels: int, attention: bool = True):
+    def __init__(self, channels: int):
         super().__init__()
-        self.attention = nn.Conv2d(2, 2, 3, padding=1) if attention else None
+        self.attention = nn.Conv2d(2, 2, 3, padding=1)
         self.fuse = PairwiseConv(channels)
 
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
-        if self.attention is not None:
-            strongest = torch.maximum(ir.amax(1, keepdim=True), vi.amax(1, keepdim=True))
-            # The mean over channels as a 1x1 convolution: a few times faster than a reduction.
-            share = ir.new_full((1, ir.shape[1], 1, 1), 0.5 / ir.shape[1])
-            mean = F.conv2d(ir, share) + F.conv2d(vi, share)
-            a = torch.sigmoid(self.attention(torch.cat((strongest, mean), 1)))
-            a = 1.0 + a  # theta + theta * A with one pass over theta
-            ir, vi = ir * a[:, :1], vi * a[:, 1:]
+        strongest = torch.maximum(ir.amax(1, keepdim=True), vi.amax(1, keepdim=True))
+        # The mean over channels as a 1x1 convolution: a few times faster than a reduction.
+        share = ir.new_full((1, ir.shape[1], 1, 1), 0.5 / ir.shape[1])
+        mean = F.conv2d(ir, share) + F.conv2d(vi, share)
+        a = torch.sigmoid(self.attention(torch.cat((strongest, mean), 1)))
+        a = 1.0 + a  # theta + theta * A with one pass over theta
+        ir, vi = ir * a[:, :1], vi * a[:, 1:]
         return self.fuse(ir, vi)
+
+
+class PlainFusion(nn.Module):
+    """Concatenation and a 3x3 convolution: what is left of SFIM or PSIM where it is ablated."""
+
+    def __init__(self, channels: int, slope: float):
+        super().__init__()
+        self.fuse = _conv(2 * channels, channels, slope)
+
+    def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
+        return self.fuse(torch.cat((ir, vi), 1))
 
 
 class Psim(nn.Module):
@@ -74,37 +118,37 @@ class Psim(nn.Module):
     on the token grid; what was attended is brought back bilinearly and added to the input.
 
     Args:
-        channels: C. stride: pooling before the resize to the grid. attention: False ablates it.
+        channels: C. stride: pooling before the resize to the grid. layout: grid and normalisation.
     """
 
-    def __init__(self, channels: int, stride: int, attention: bool = True):
+    def __init__(self, channels: int, stride: int, layout: Layout):
         super().__init__()
-        self.stride = stride
-        self.attends = attention
-        if attention:
-            self.query = nn.Conv2d(2 * channels, channels, 3, padding=1)
-            self.key_value = nn.ModuleDict(
-                {m: nn.Conv2d(channels, 2 * channels, 3, padding=1) for m in ("ir", "vi")}
-            )
-        self.fuse = _conv(2 * channels, channels)
-        if attention:
-            # Queries and keys are normalised: left to their norms the attention stays uniform.
-            self.sharpness = nn.Parameter(torch.tensor(8.0))
+        self.stride, self.grid = stride, layout.grid
+        self.query = nn.Conv2d(2 * channels, channels, 3, padding=1)
+        self.key_value = nn.ModuleDict(
+            {m: nn.Conv2d(channels, 2 * channels, 3, padding=1) for m in ("ir", "vi")}
+        )
+        self.fuse = _conv(2 * channels, channels, layout.slope)
+        self.sharpness = nn.Parameter(torch.tensor(8.0)) if layout.normalised else None
 
     def _attended(self, x: Tensor, tokens: Tensor, query: Tensor, modality: str) -> Tensor:
         key, value = self.key_value[modality](tokens).flatten(2).chunk(2, 1)
-        logits = query.transpose(1, 2) @ _normalised(key) * self.sharpness
+        if self.sharpness is None:
+            logits = query.transpose(1, 2) @ key * key.shape[1] ** -0.5
+        else:
+            logits = query.transpose(1, 2) @ _normalised(key) * self.sharpness
         weights = torch.softmax(logits.float(), -1)
         answer = value @ weights.to(value.dtype).transpose(1, 2)
-        answer = answer.unflatten(2, (GRID, GRID))
+        answer = answer.unflatten(2, (self.grid, self.grid))
         return x + F.interpolate(answer, x.shape[-2:], mode="bilinear", align_corners=False)
 
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
-        if self.attends:
-            t_ir, t_vi = (pool_tokens(x, GRID, self.stride) for x in (ir, vi))
-            query = _normalised(self.query(torch.cat((t_ir, t_vi), 1)).flatten(2))
-            ir = self._attended(ir, t_ir, query, "ir")
-            vi = self._attended(vi, t_vi, query, "vi")
+        t_ir, t_vi = (pool_tokens(x, self.grid, self.stride) for x in (ir, vi))
+        query = self.query(torch.cat((t_ir, t_vi), 1)).flatten(2)
+        if self.sharpness is not None:
+            query = _normalised(query)
+        ir = self._attended(ir, t_ir, query, "ir")
+        vi = self._attended(vi, t_vi, query, "vi")
         return self.fuse(torch.cat((ir, vi), 1))
 
 
@@ -146,54 +190,71 @@ class Fim(nn.Module):
         "RefineFuse: multi-scale refinement for multi-modal image fusion",
     ),
     RefineFuseObjective,
+    RefineFusePaperObjective,
 )
 class RefineFuse(nn.Module):
     """Fuses `ir`, `vi` `[B, 1, H, W]` in [0, 1] to `fused` of the same shape and range.
 
     Args:
-        widths: channels of the four scales. decoder: width of the last, full-resolution decoder.
-        sfim, psim, fim: False ablates the module (the paper's Table 9).
+        preset: sizes, one of :data:`PRESETS`: 'shipped', or 'paper', larger.
+        depth: number of scales, 1 to 5 (the paper's Tables 9 and 10); 4 is the method.
+        sfim, psim, fim: False puts concatenation and a convolution in the module's place (Table 9).
         coarse: the fourth scale also adds to the output directly; through the decoders alone it
-            learns nothing in short schedules. False is the paper's network.
+            learns nothing in short schedules. None: in the shipped preset; the paper has it not.
         regional: centre of the output, see :class:`fusion_models.layers.ResidualTanhHead`.
+    Raises:
+        ValueError: an unknown preset or an impossible depth.
     """
 
     def __init__(
         self,
-        widths: tuple[int, ...] = WIDTHS,
-        decoder: int = 48,
+        preset: str = "shipped",
+        depth: int = 4,
         sfim: bool = True,
         psim: bool = True,
         fim: bool = True,
-        coarse: bool = True,
+        coarse: bool | None = None,
         regional: bool = True,
     ):
         super().__init__()
-        w1, w2, w3, w4 = widths
+        if preset not in PRESETS:
+            raise ValueError(f"preset '{preset}': choose one of {', '.join(PRESETS)}")
+        if not 1 <= depth <= 5:
+            raise ValueError(f"depth is {depth}: expected 1 to 5 scales")
+        layout = PRESETS[preset]
+        slope, widths = layout.slope, layout.widths[:depth]
+        if coarse is None:
+            coarse = preset == "shipped" and depth > 1
+        encoded = list(zip((1, *widths), widths, (1, 2, 2, 2, 2)))
         for modality in ("ir", "vi"):
-            setattr(
-                self,
-                f"encode_{modality}",
-                nn.ModuleList((_conv(1, w1), _conv(w1, w2, 2), _conv(w2, w3, 2), _conv(w3, w4, 2))),
+            encoders = (_conv(i, o, slope, stride) for i, o, stride in encoded)
+            setattr(self, f"encode_{modality}", nn.ModuleList(encoders))
+
+        def interact(level: int, width: int) -> nn.Module:
+            if level < 2:
+                return Sfim(width) if sfim else PlainFusion(width, slope)
+            if psim:
+                return Psim(width, layout.strides[level - 2], layout)
+            return PlainFusion(width, slope)
+
+        self.interact = nn.ModuleList(interact(k, width) for k, width in enumerate(widths))
+        self.decode, self.integrate = nn.ModuleList(), nn.ModuleList()
+        inputs = widths[-1]
+        for level in range(depth - 1, 0, -1):  # from the coarsest scale to the finest but one
+            outputs, shallow = layout.decoders[level - 1], widths[level - 1]
+            self.decode.append(
+                nn.Sequential(nn.Conv2d(inputs, outputs, 1), *_conv(outputs, outputs, slope))
             )
-        # A token of the 16 x 16 is one cell at 256 x 256, the crop of training, and 1.3 to 2.5 at
-        # 640x480: attention sees as many distinct tokens in training as in use.
-        self.interact = nn.ModuleList(
-            (Sfim(w1, sfim), Sfim(w2, sfim), Psim(w3, 4, psim), Psim(w4, 2, psim))
-        )
-
-        def decode(inputs: int, outputs: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(inputs, outputs, 1), *_conv(outputs, outputs))
-
-        self.decode = nn.ModuleList((decode(w4, w3), decode(2 * w3, w2), decode(2 * w2, w2)))
-        self.integrate = nn.ModuleList((Fim(w3, w3, fim), Fim(w2, w2, fim), Fim(w2, w1, fim)))
+            self.integrate.append(Fim(outputs, shallow, fim))
+            inputs = outputs + shallow
+        first, second, third = layout.reconstruct
         self.reconstruct = nn.Sequential(
-            *_conv(w2 + w1, decoder),
-            *_conv(decoder, w2),
-            *_conv(w2, w1),
-            nn.Conv2d(w1, 1, 3, padding=1),
+            *_conv(inputs, first, slope),
+            *_conv(first, second, slope),
+            *_conv(second, third, slope),
+            nn.Conv2d(third, 1, 3, padding=1),
         )
-        self.coarse = nn.Conv2d(w4, 1, 1) if coarse else None
+        self.coarse = nn.Conv2d(widths[-1], 1, 1) if coarse else None
         self.head = ResidualTanhHead(regional)
 
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
@@ -202,12 +263,12 @@ class RefineFuse(nn.Module):
         for encode_ir, encode_vi, interact in zip(self.encode_ir, self.encode_vi, self.interact):
             x_ir, x_vi = encode_ir(x_ir), encode_vi(x_vi)
             features.append(interact(x_ir, x_vi))
-        y = features[3]
-        for decode, integrate, shallow in zip(self.decode, self.integrate, features[2::-1]):
+        *shallows, y = features
+        for decode, integrate, shallow in zip(self.decode, self.integrate, reversed(shallows)):
             y = integrate(decode(y), shallow)
         y = self.reconstruct(y)
         if self.coarse is not None:
-            y = y + upsample(self.coarse(features[3]), 8)
+            y = y + upsample(self.coarse(features[-1]), 2 ** len(shallows))
         return self.head(y, ir, vi)
 
     def deploy(self) -> nn.Module:

@@ -84,6 +84,7 @@ class Perceptual(nn.Module):
 
     Args:
         backbone: one of `BACKBONES` but 'none'; 'auto' takes VGG-16 if it can be had.
+        convolutions, stages: after which the features are taken, of VGG-16 and EfficientNet-Lite0.
     Attributes:
         name: of the network that is used.
     Raises:
@@ -93,12 +94,17 @@ class Perceptual(nn.Module):
     CONVOLUTIONS = (1, 3, 5, 9, 13)
     STAGES = (1, 3, 5, 11, 16)
 
-    def __init__(self, backbone: str = "auto"):
+    def __init__(
+        self,
+        backbone: str = "auto",
+        convolutions: Sequence[int] = CONVOLUTIONS,
+        stages: Sequence[int] = STAGES,
+    ):
         super().__init__()
         self.name = backbone
         if backbone in ("auto", "vgg16"):
             try:
-                self.layers, self.kept = _vgg16(self.CONVOLUTIONS)
+                self.layers, self.kept = _vgg16(convolutions)
                 self.name = "vgg16"
             except Exception as error:  # no torchvision, or its weights cannot be downloaded
                 if backbone == "vgg16":
@@ -108,7 +114,7 @@ class Perceptual(nn.Module):
                     ) from error
         if self.name != "vgg16":
             try:
-                self.layers, self.kept = _efficientnet_lite0(self.STAGES)
+                self.layers, self.kept = _efficientnet_lite0(stages)
             except ModuleNotFoundError as error:
                 raise ValueError(
                     f"the perceptual terms need a network, and the Python module {error.name} is "
@@ -194,7 +200,8 @@ class LossTerms(nn.Module):
         self.perceptual_scale, self.ssim_window = perceptual_scale, ssim_window
         wanted = any(name.startswith("perceptual") for name in self.names)
         self.perceptual = Perceptual(perceptual) if wanted else None
-        self.target = FusionTarget()
+        # The paper's own fifteen terms have nothing to do with this project's target.
+        self.target = FusionTarget() if any("target" in name for name in self.names) else None
         self._sources: _Sources | None = None
 
     def forward(self, fused: Tensor, batch: Images) -> Tensor:
