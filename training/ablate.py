@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Ablations: the same short schedule with one setting changed a row, and the metrics of each row.
+"""Ablations: short trainings with one setting changed a row, several seeds, and what they show.
 
-    python training/ablate.py method=baffm data=../shared/data output=runs/ablations
-    python training/ablate.py method=cfi max_steps=5000 batch_size=16
+    python training/ablate.py method=baffm data=../shared/data output=docs/ablations
+    python training/ablate.py method=cfi rows='shipped; shipped, no single_modality' max_steps=5000
 
-Rows are in `config/ablations/<method>.yaml`, a name and its `key=value` settings each; other
-settings on the command line hold for all rows. Every row is trained from the same seed, exported
-and measured on the same pairs. A row that is finished is not trained again, so the command can be
-repeated.
+Rows are in `config/ablations/<method>.yaml`, a name and its `key=value` settings each; the first is
+the reference. Other settings on the command line hold for all rows. For each seed all rows start
+from the same parameters, as far as they have the same, see the same batches, and are measured on
+the same validation pairs, which no row trains on; test pairs are not looked at. A difference to the
+reference is called clear if its 95 % interval over the images leaves out 0 and all seeds agree in
+sign. What is finished is not trained again, so the command can be repeated to go on.
 
-Settings: method, data, rows (names, comma separated; '' for all), sets, limit (pairs a set), output
-(folder of <method>.json, <method>.md and <method>.png with the learning curves), and those of
-`train.py`. For cfi there are the average treatment effects of its interventions too; the figures of
-each image are in `<output>/<method>/evaluation.json`, for `analyse_scenes.py` to sort by scene.
+Settings, and all of `train.py`:
+    method, data
+    rows      names, separated by `;` ('' for all). seeds: number of them, 3 or more for a claim
+    sets      validation sets. limit: pairs of each, evenly spaced (0: all)
+    work      folder of the runs
+    output    folder of <method>.json and <method>.png (the learning curves)
 """
 
 from __future__ import annotations
@@ -20,39 +24,60 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from analyse_interventions import treatment_effects
-from evaluate import Network
+import numpy as np
+import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fusion_models import create_model
-from fusion_models.cfi.interventions import KINDS
-from fusion_models.data import LoadedPairs
-from fusion_models.deploy.export import ExportInfo, export_onnx
-from fusion_models.evaluation.evaluate import evaluate_set, write_json
-from fusion_models.pairs import PairSet, find_sets
+from fusion_models.evaluation.differences import difference
+from fusion_models.evaluation.evaluate import SetResult, evaluate_set
+from fusion_models.files import write_text
+from fusion_models.pairs import ImagePair, PairSet, find_sets
 from fusion_models.settings import ConfigError, merge_settings, parse_arguments
 from fusion_models.trainer import Trainer, load_config, source_commit
-from fusion_ros.frame.fuser import Fuser
-from fusion_ros.inference import load_engine
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "config"
 DEFAULTS = {
-    "method": "baffm", "data": "auto", "rows": "", "sets": "msrs/test,tno/test,roadscene/test",
-    "limit": 16, "output": "runs/ablations",
+    "method": "baffm", "data": "auto", "rows": "", "seeds": 3,
+    "sets": "msrs/validation,roadscene/validation", "limit": 8, "work": "runs/ablations",
+    "output": "docs/ablations",
 }  # fmt: skip
-SCHEDULE = ("max_steps=200", "crop=96", "batch_size=4", "warmup=20", "validation=", "average=0.98")
-"""What a row is trained with unless said otherwise: minutes on one CPU core."""
-SHOWN = ("VIF", "Qabf", "SCD", "AG", "EN")
+SCHEDULE = (
+    "max_steps=200", "crop=96", "batch_size=4", "optimizer=adamw", "lr=0.002", "lr_final=0.01",
+    "warmup=20", "clip=1.0", "freeze_norm=0.6", "average=0.98", "gains=true", "validation=",
+)  # fmt: skip
+"""What all rows are trained with unless said otherwise: minutes on one CPU core."""
+SHOWN = ("VIF", "Qabf", "SCD", "AG", "SSIM/2", "hidden", "lost")
+"""Figures of the tables; the last needs labelled objects."""
+COARSEST = 16
+"""Images are padded to a multiple of this, which networks of five scales need."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained row as a method under evaluation, in PyTorch, padded by reflection."""
+
+    model: nn.Module
+
+    @torch.inference_mode()
+    def __call__(self, pair: ImagePair) -> np.ndarray:
+        height, width = pair.ir.shape
+        planes = np.stack((pair.ir, pair.vi)).astype(np.float32)[:, None, None] / 255
+        pad = (0, -width % COARSEST, 0, -height % COARSEST)
+        ir, vi = (F.pad(plane, pad, mode="reflect") for plane in torch.from_numpy(planes))
+        fused = self.model(ir, vi)[0, 0, :height, :width].float()
+        return (fused.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
 def rows_of(method: str, names: str) -> dict[str, list[str]]:
-    """Rows by name, each with its `key=value` settings.
+    """Rows by name, each with its `key=value` settings; the reference comes first.
 
     Raises:
         ConfigError: no ablations for the method, or no row of a given name.
@@ -62,65 +87,106 @@ def rows_of(method: str, names: str) -> dict[str, list[str]]:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ConfigError(f"no {path}; there are ablations of {known}")
     rows = OmegaConf.to_object(OmegaConf.load(path))
-    wanted = [name for name in names.split(",") if name] or list(rows)
+    wanted = [name.strip() for name in names.split(";") if name.strip()] or list(rows)
     if unknown := sorted(set(wanted) - set(rows)):
-        raise ConfigError(f"{path} has no row {', '.join(unknown)}; there are {', '.join(rows)}")
-    return {name: list(rows[name] or []) for name in wanted}
+        raise ConfigError(f"{path} has no row {'; '.join(unknown)}; there are {'; '.join(rows)}")
+    reference = next(iter(rows))
+    return {name: list(rows[name] or []) for name in dict.fromkeys((reference, *wanted))}
 
 
-def train(method: str, settings: list[str], folder: Path) -> dict:
-    """Trains a row, or finds it trained; the record of its run."""
-    arguments = [f"method={method}", f"output={folder}", *SCHEDULE, *settings]
+def shared_start(settings: dict, method: str, reference: dict, seed: int, path: Path) -> None:
+    """Write a row's first parameters: those of the reference with this seed where they agree.
+
+    Buffers, such as a dictionary, are the row's own.
+    """
+    torch.manual_seed(seed)
+    common = dict(create_model(method, **reference).named_parameters())
+    torch.manual_seed(seed)
+    model = create_model(method, **settings)
+    with torch.no_grad():
+        for name, own in model.named_parameters():
+            if name in common and common[name].shape == own.shape:
+                own.copy_(common[name])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+
+
+def train(method: str, settings: list[str], reference: dict, seed: int, folder: Path) -> dict:
+    """Trains a row with a seed, or finds it trained; the record of its run.
+
+    Raises:
+        ConfigError: it was trained with other settings.
+    """
+    start = folder / "start.safetensors"
+    arguments = [
+        f"method={method}", *SCHEDULE, *settings, f"output={folder}", f"seed={seed}",
+        f"init={start}",
+    ]  # fmt: skip
     config = load_config(arguments, CONFIG / "training")
     record = folder / "run.json"
     if record.is_file():
         if json.loads(record.read_text())["config"] != asdict(config):
             raise ConfigError(
-                f"{folder} was trained with other settings: "
-                "give output=<another folder>, or delete it"
+                f"{folder} was trained with other settings: give work=<another folder>, or delete "
+                "it"
             )
-    else:
-        Trainer(config).fit()
+        return json.loads(record.read_text())
+    shared_start(config.model, method, reference, seed, start)
+    config.resume = (folder / "last.ckpt").is_file()
+    trainer = Trainer(config)
+    config.resume = False  # the record is compared with the settings above
+    trainer.fit()
     return json.loads(record.read_text())
 
 
-def load_row(method: str, record: dict, folder: Path) -> tuple[nn.Module, Network]:
-    """A trained row as PyTorch and, exported, as it would run on the robot."""
+def load_row(method: str, record: dict, folder: Path) -> Trained:
+    """The averaged network of a run."""
     model = create_model(method, **record["config"]["model"]).eval()
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    onnx = folder / f"{method}.onnx"
-    if not onnx.is_file():
-        export_onnx(model, onnx, ExportInfo(method))
-    return model, Network(onnx, Fuser(load_engine(onnx, "onnxruntime")))
+    return Trained(model)
 
 
-def effects_of(model: nn.Module, sets: list[PairSet]) -> dict:
-    """Average treatment effects of cfi's interventions on the first pairs of each set."""
-    effects = {}
-    for pair_set in sets:
-        pairs = LoadedPairs(pair_set.limited(6))
-        effects[pair_set.name] = treatment_effects(model, pairs)
-    return effects
+def table_of(result: SetResult, name: str, seeds: int) -> dict[str, np.ndarray]:
+    """Figures of a row on a set, each `[seeds, images]`; of `lost` `[seeds, objects]`."""
+    scores = [
+        next(row for row in result.rows if row.method == f"{name}#{seed}").scores
+        for seed in range(seeds)
+    ]
+    stems = list(scores[0])
+    found = {}
+    for figure in SHOWN[:-1]:
+        key = {"SSIM/2": "ssim_range_2"}.get(figure, figure)
+        found[figure] = np.array([[by[s].as_dict()[key] for s in stems] for by in scores])
+    if any(scores[0][stem].kept for stem in stems):
+        found["lost"] = np.array(
+            [[float(one.lost) for stem in stems for one in by[stem].kept] for by in scores]
+        )
+    return found
 
 
-def markdown(table: dict[str, dict], sets: list[str]) -> str:
-    """The table: VIF, Qabf, SCD, AG and EN of each row and set, effects if there are any."""
-    names = [s.partition("/")[0] for s in sets]
-    lines = ["| row | " + " | ".join(f"{n}: {', '.join(SHOWN)}" for n in names) + " |"]
-    lines.append("|---" * (len(names) + 1) + "|")
-    for name, row in table.items():
-        cells = [" ".join(f"{row['sets'][s][m]:.3f}" for m in SHOWN) for s in sets]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    effects = {name: row["effects"] for name, row in table.items() if row["effects"]}
-    if effects:
-        lines += ["", "Average treatment effects, PSNR in dB / CC:", ""]
-        lines.append("| row | set | " + " | ".join(KINDS) + " |")
-        lines.append("|---" * (len(KINDS) + 2) + "|")
-        for name, by_set in effects.items():
-            for pair_set, by in by_set.items():
-                cells = [f"{by[k]['PSNR']:.4f} / {by[k]['CC']:.4f}" for k in KINDS]
-                lines.append(f"| {name} | {pair_set} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def compare(
+    results: dict[str, SetResult], names: list[str], seeds: int
+) -> dict[str, dict[str, dict]]:
+    """Of each row, set and figure: its mean, its values, and the difference to the first row."""
+    compared: dict[str, dict[str, dict]] = {name: {} for name in names}
+    for set_name, result in results.items():
+        reference = table_of(result, names[0], seeds)
+        for name in names:
+            figures = {}
+            for figure, values in table_of(result, name, seeds).items():
+                figures[figure] = {
+                    "mean": round(float(values.mean()), 5),
+                    "seeds": [round(float(v), 5) for v in values.mean(1)],
+                    "values": [round(float(v), 4) for v in values.mean(0)],
+                }
+                if name != names[0]:
+                    apart = difference(values, reference[figure]).as_dict()
+                    figures[figure]["difference"] = {
+                        key: np.round(value, 5).tolist() if key != "clear" else value
+                        for key, value in apart.items()
+                    }
+            compared[name][set_name] = figures
+    return compared
 
 
 def draw_curves(curves: dict[str, list[list[float]]], path: Path) -> None:
@@ -141,6 +207,20 @@ def draw_curves(curves: dict[str, list[list[float]]], path: Path) -> None:
     plt.close(figure)
 
 
+def validation_sets(data: str, names: list[str], limit: int) -> list[PairSet]:
+    """The sets to measure on.
+
+    Raises:
+        ConfigError: one that is for testing.
+    """
+    if tests := [name for name in names if not name.endswith(("/validation", "/val"))]:
+        raise ConfigError(
+            f"sets={','.join(names)}: {tests[0]} is no validation set; rows are compared, and "
+            "settings chosen, on validation sets only"
+        )
+    return find_sets(data, names, limit=limit)
+
+
 def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
@@ -150,44 +230,48 @@ def main(arguments: list[str]) -> int:
         config = merge_settings(DEFAULTS, [a for a in arguments if a.startswith(own)])
         passed = [a for a in arguments if not a.startswith(own)]
         parse_arguments(passed)
+        if config.seeds < 1:
+            raise ConfigError(f"seeds={config.seeds}: expected 1 or more")
         rows = rows_of(config.method, config.rows)
         names = [name for name in config.sets.split(",") if name]
-        sets = find_sets(config.data, names, limit=config.limit)
-        output = Path(config.output)
-        records, networks, effects = {}, {}, {}
+        sets = validation_sets(config.data, names, config.limit)
+        first = [f"method={config.method}", *SCHEDULE, *passed, *next(iter(rows.values()))]
+        reference = load_config(first, CONFIG / "training").model
+        records, networks = {}, {}
         for name, settings in rows.items():
-            folder = output / config.method / name.replace(" ", "_").replace("/", "_")
-            print(f"== {config.method}: {name} ({' '.join(settings) or 'defaults'})", flush=True)
-            record = train(config.method, [f"data={config.data}", *passed, *settings], folder)
-            model, networks[name] = load_row(config.method, record, folder)
-            records[name] = record
-            effects[name] = effects_of(model, sets) if config.method == "cfi" else {}
-        results = [evaluate_set(pair_set, networks) for pair_set in sets]
+            for seed in range(config.seeds):
+                place = f"{name.replace(' ', '_').replace('/', '_')}/{seed}"
+                folder = Path(config.work) / config.method / place
+                print(f"== {config.method}: {name}, seed {seed}", flush=True)
+                given = [f"data={config.data}", *passed, *settings]
+                record = train(config.method, given, reference, seed, folder)
+                records.setdefault(name, record)
+                networks[f"{name}#{seed}"] = load_row(config.method, record, folder)
+        results = {pair_set.name: evaluate_set(pair_set, networks) for pair_set in sets}
+        compared = compare(results, list(rows), config.seeds)
     except ValueError as error:
         print(f"ablate.py: {error}", file=sys.stderr)
         return 2
-    means = {result.name: {row.method: row.mean for row in result.rows} for result in results}
-    table = {
-        name: {
-            "settings": rows[name], "steps": record["steps"], "hours": record["hours"],
-            "loss_last": record["loss_last"], "sets": {s: by[name] for s, by in means.items()},
-            "effects": effects[name],
-        }
-        for name, record in records.items()
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    hidden = tuple(f"{key}=" for key in ("data", "work", "output"))
+    shown = [a for a in arguments if not a.startswith(hidden)]
+    found = {
+        "command": shlex.join(["python", "training/ablate.py", *shown]),
+        "schedule": [*SCHEDULE, *passed], "seeds": config.seeds,
+        "pairs": {pair_set.name: pair_set.stems for pair_set in sets},
+        "commit": source_commit(), "device": next(iter(records.values()))["device"],
+        "rows": {
+            name: {"settings": rows[name], "steps": records[name]["steps"], "sets": by_set}
+            for name, by_set in compared.items()
+        },
     }  # fmt: skip
-    text = markdown(table, names)
-    head = {
-        "command": shlex.join(["python", "training/ablate.py", *arguments]),
-        "schedule": [*SCHEDULE, *passed], "pairs": {s.name: len(s.files) for s in sets},
-        "commit": source_commit(), "device": record["device"],
-    }  # fmt: skip
-    (output / f"{config.method}.json").write_text(
-        json.dumps({**head, "rows": table}, indent=1) + "\n"
-    )
-    (output / f"{config.method}.md").write_text(text)
-    write_json(output / config.method / "evaluation.json", head, results)
+    write_text(output / f"{config.method}.json", json.dumps(found, indent=1) + "\n")
     draw_curves({name: r["curve"] for name, r in records.items()}, output / f"{config.method}.png")
-    print(text)
+    for name, by_set in compared.items():
+        for set_name, figures in by_set.items():
+            text = "  ".join(f"{figure} {values['mean']:.3f}" for figure, values in figures.items())
+            print(f"{name:32s} {set_name:22s} {text}")
     return 0
 
 

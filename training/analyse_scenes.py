@@ -2,12 +2,11 @@
 """Figures by kind of scene: the mean over all images hides scenes that are rare in training.
 
     python training/analyse_scenes.py evaluation=docs/evaluation.json data=../shared/data
-    python training/analyse_scenes.py evaluation=runs/ablations/baffm/evaluation.json
 
 Every image goes to the nearest entry of baffm's scene dictionary by its visible image. For each
 method the table has the mean over all images, over those of rare scenes (entries that together make
 up the rarest quarter of the training images) and of the worst scene with `least` images or more.
-Settings as `key=value`: evaluation (of evaluate.py or ablate.py), data, sets (default: the three
+Settings as `key=value`: evaluation (of evaluate.py), data, sets (default: the three
 test sets of thermal pairs), dictionary ('' for the shipped one), metric (VIF, Qabf, SCD, ...),
 least, output (.json, '' for none).
 """

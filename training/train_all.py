@@ -5,9 +5,9 @@
         batch_size=16 crop=256
 
 `methods=baffm,caf` chooses some methods, `output=` the folder, `sets=` those to evaluate (see
-`evaluate.py`); all other `key=value` settings go to `train.py` unchanged. Repeat the command until
-all is done: finished runs are not trained again and interrupted ones continue. The weights go to
-`<output>/weights`, not into the package.
+`evaluate.py`), `evaluate=false` leaves that out; all other `key=value` settings go to `train.py`
+unchanged. Repeat the command until all is done: finished runs are not trained again and interrupted
+ones continue. The weights go to `<output>/weights`, not into the package.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def finished(folder: Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    own = ("methods=", "output=", "sets=")
+    own = ("methods=", "output=", "sets=", "evaluate=")
     try:
         given = parse_arguments([a for a in arguments if a.startswith(own)])
         methods = given.get("methods", "") or ",".join(list_models())
@@ -72,12 +72,17 @@ def main(arguments: list[str]) -> int:
         print(f"== {method}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
     done = [str(output / "weights" / f"{m}.onnx") for m in methods.split(",") if m not in failed]
     data = next((a for a in passed if a.startswith("data=")), "data=auto")
-    if done and run(
-        "evaluate.py",
-        f"methods={','.join(done)}",
-        f"sets={given.get('sets', '')}",
-        data,
-        f"output={output / 'evaluation'}",
+    evaluate = str(given.get("evaluate", True)).lower() != "false"
+    if (
+        evaluate
+        and done
+        and run(
+            "evaluate.py",
+            f"methods={','.join(done)}",
+            f"sets={given.get('sets', '')}",
+            data,
+            f"output={output / 'evaluation'}",
+        )
     ):
         failed.append("evaluation")
     if failed:

@@ -20,6 +20,7 @@ from fusion_models.layers import ResidualTanhHead, RowThenColumnConv, SoftShrink
 from fusion_models.registry import ModelCard, register_model
 
 BLOCKS = 4
+ADJUSTMENTS = ("scenes", "memory", "bias", "none")
 
 
 class LowRankSparse(nn.Module):
@@ -109,6 +110,7 @@ class BackdoorAdjustment(nn.Module):
         channels: C of the features. dictionary: entries z_i, `[N, D]`.
         prior: P(z_i), `[N]`. dim: d of queries and keys. pool: side of a query in pixels, 1 to 8.
         sharpness: s at the beginning; it is learned.
+        learned: whether the entries are learned too, which makes the module a plain memory.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class BackdoorAdjustment(nn.Module):
         dim: int = 12,
         pool: int = 8,
         sharpness: float = 8.0,
+        learned: bool = False,
     ):
         super().__init__()
         entries, features = dictionary.shape
@@ -127,7 +130,10 @@ class BackdoorAdjustment(nn.Module):
         self.hidden = nn.Conv2d(channels, channels, 1, bias=False)
         self.context = nn.Linear(features, channels, bias=False)
         nn.init.dirac_(self.hidden.weight)
-        self.register_buffer("dictionary", dictionary.clone())
+        if learned:
+            self.dictionary = nn.Parameter(dictionary.clone())
+        else:
+            self.register_buffer("dictionary", dictionary.clone())
         # Scaled by N, so that a uniform prior leaves Wg at the size a convolution usually has.
         self.register_buffer("prior", prior.clone() * entries)
         self.sharpness = nn.Parameter(torch.tensor(float(sharpness)))
@@ -189,11 +195,14 @@ class FoldedAdjustment(nn.Module):
             self.bias = adjust.query.bias.detach()
             self.keys, self.context, self.pool = keys, context[..., None, None], adjust.pool
             self.same = torch.eye(width)[..., None, None]
+        elif isinstance(adjust, nn.Conv2d):  # Wh and a bias alone
+            self.mix = torch.eye(width)
+            self.hidden, self.bias = adjust.weight.detach() * scale, adjust.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.extract(x)
         if self.keys is None:
-            return y
+            return y if self.hidden is None else F.conv2d(y, self.hidden, self.bias)
         weights = scene_weights(y, self.query, self.bias, self.keys, self.pool)
         # The second one changes nothing but the layout: onnxruntime's blocked convolutions take no
         # 25 channels, and what follows at full resolution stays blocked only behind a blocked one.
@@ -215,7 +224,9 @@ class Baffm(nn.Module):
     """Fuses `ir`, `vi` `[B, 1, H, W]` in [0, 1] to `fused` of the same shape and range.
 
     Args:
-        channels: n of the extractor. adjustment: False ablates the back-door adjustment.
+        channels: n of the extractor.
+        adjustment: what is added to the features: 'scenes' of the dictionary (the method),
+            'memory', as many entries that are learned, 'bias', one learned constant, or 'none'.
         prior: 'uniform' (the paper's 1/N) or 'frequency' of the clusters.
         dictionary: file of the scene dictionary ('' for the shipped one).
         random_entries: N of a random dictionary of the same size, to try the network without one;
@@ -227,7 +238,7 @@ class Baffm(nn.Module):
     def __init__(
         self,
         channels: int = 16,
-        adjustment: bool = True,
+        adjustment: str = "scenes",
         prior: str = "uniform",
         dictionary: str = "",
         random_entries: int = 0,
@@ -237,11 +248,18 @@ class Baffm(nn.Module):
         super().__init__()
         if prior not in ("uniform", "frequency"):
             raise ValueError(f"prior '{prior}': choose 'uniform' or 'frequency'")
+        if adjustment not in ADJUSTMENTS:
+            raise ValueError(f"adjustment '{adjustment}': choose one of {', '.join(ADJUSTMENTS)}")
         width = 2 * channels
         self.extract_ir, self.extract_vi = LowRankSparse(channels), LowRankSparse(channels)
         self.adjust_ir: nn.Module = nn.Identity()
         self.adjust_vi: nn.Module = nn.Identity()
-        if adjustment:
+        if adjustment == "bias":
+            self.adjust_ir, self.adjust_vi = (nn.Conv2d(width, width, 1) for _ in range(2))
+            for adjust in (self.adjust_ir, self.adjust_vi):
+                nn.init.dirac_(adjust.weight)
+                nn.init.zeros_(adjust.bias)
+        elif adjustment != "none":
             if random_entries:
                 ir, vi = torch.randn(2, random_entries, 12)
                 uniform = torch.full((random_entries,), 1.0 / random_entries)
@@ -252,7 +270,9 @@ class Baffm(nn.Module):
             def adjusted(z: Tensor, frequency: Tensor) -> BackdoorAdjustment:
                 uniform = torch.full_like(frequency, 1.0 / len(frequency))
                 p = uniform if prior == "uniform" else frequency
-                return BackdoorAdjustment(width, z, p, pool=pool)
+                learned = adjustment == "memory"
+                z = torch.randn_like(z) if learned else z
+                return BackdoorAdjustment(width, z, p, pool=pool, learned=learned)
 
             self.adjust_ir = adjusted(scenes.ir, scenes.frequency_ir)
             self.adjust_vi = adjusted(scenes.vi, scenes.frequency_vi)

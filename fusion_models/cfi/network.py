@@ -141,6 +141,21 @@ class CausalFeatureIntegrator(nn.Module):
         return self.refine(local + gate * (common - local)), gate
 
 
+class PlainIntegrator(nn.Module):
+    """The sum of both modalities' features: what is left where the CFI is ablated (Table 2).
+
+    Its gate is one everywhere, so that L_inv weighs all places alike.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.refine = _block(channels, channels)
+
+    def forward(self, ir: Tensor, vi: Tensor) -> tuple[Tensor, Tensor]:
+        """Both features `[B, C, H, W]` to `theta [B, C, H, W]` and a gate `[B, 1, H, W]` of 1."""
+        return self.refine(ir + vi), torch.ones_like(ir[:, :1])
+
+
 @register_model(
     ModelCard(
         "cfi",
@@ -155,17 +170,26 @@ class Cfi(nn.Module):
 
     Args:
         channels: width at all three scales.
+        integrator: False puts the sum of both features in the CFI's place.
         coarse: the coarsest scale also adds to the output directly; with the decoder alone its
             integrator learns nothing in short schedules. False is the paper's network.
         regional: centre of the output, see :class:`fusion_models.layers.ResidualTanhHead`.
     """
 
-    def __init__(self, channels: int = 32, coarse: bool = True, regional: bool = True):
+    def __init__(
+        self,
+        channels: int = 32,
+        integrator: bool = True,
+        coarse: bool = True,
+        regional: bool = True,
+    ):
         super().__init__()
         self.encoders = nn.ModuleList(SiameseEncoder(c, channels) for c in (1, channels, channels))
         # Pooling strides for 640x480: about two samples a token along each side.
         self.integrators = nn.ModuleList(
             CausalFeatureIntegrator(channels, stride, query_stride)
+            if integrator
+            else PlainIntegrator(channels)
             for stride, query_stride in ((32, 2), (16, 1), (8, 1))
         )
         self.decoders = nn.ModuleList(_block(channels, channels) for _ in range(2))

@@ -45,6 +45,5 @@ def count_macs(model: nn.Module, height: int, width: int) -> float:
 
 def cost_of(method: str, sizes: tuple[int, ...] = (256, 512), **settings) -> Cost:
     """Cost of a registered method with these settings of its network, at square sizes."""
-    with torch.device("meta"):
-        model = create_model(method, **settings)
+    model = create_model(method, **settings).to("meta")
     return Cost(count_parameters(model), {size: count_macs(model, size, size) for size in sizes})

@@ -28,7 +28,7 @@ class Layout:
         decoders: channels that the decoders of the scales from the second on put out.
         reconstruct: widths of the last decoder's first three convolutions, at full resolution.
         grid: side of PSIM's fixed grid of tokens: its cost does not grow with the picture.
-        strides: pooling before the resize to the grid, of the scales from the third on.
+        strides: pooling before the resize to the grid, of the scales from the second on.
         slope: of the leaky ReLUs; 0: ReLU. With ReLU most channels of the fourth scale died.
         normalised: whether queries and keys are; left to their norms the attention stays uniform.
     """
@@ -37,7 +37,7 @@ class Layout:
     decoders: tuple[int, ...]
     reconstruct: tuple[int, int, int]
     grid: int = 16
-    strides: tuple[int, ...] = (4, 2, 1)
+    strides: tuple[int, ...] = (8, 4, 2, 1)
     slope: float = 0.1
     normalised: bool = True
 
@@ -47,7 +47,7 @@ PRESETS = {
     # 640x480: attention sees as many distinct tokens in training as in use.
     "shipped": Layout((16, 32, 64, 128, 128), (32, 32, 64, 128), (48, 32, 16)),
     "paper": Layout(
-        (16, 32, 64, 128, 256), (64, 128, 128, 256), (96, 64, 24), 24, (2, 1, 1), 0.0, False
+        (16, 32, 64, 128, 256), (64, 128, 128, 256), (96, 64, 24), 24, (4, 2, 1, 1), 0.0, False
     ),
 }
 """Sizes by name.
@@ -198,6 +198,7 @@ class RefineFuse(nn.Module):
     Args:
         preset: sizes, one of :data:`PRESETS`: 'shipped', or 'paper', larger.
         depth: number of scales, 1 to 5 (the paper's Tables 9 and 10); 4 is the method.
+        shallow: scales, from the first, that have SFIM; the others have PSIM.
         sfim, psim, fim: False puts concatenation and a convolution in the module's place (Table 9).
         coarse: the fourth scale also adds to the output directly; through the decoders alone it
             learns nothing in short schedules. None: in the shipped preset; the paper has it not.
@@ -210,6 +211,7 @@ class RefineFuse(nn.Module):
         self,
         preset: str = "shipped",
         depth: int = 4,
+        shallow: int = 2,
         sfim: bool = True,
         psim: bool = True,
         fim: bool = True,
@@ -219,8 +221,11 @@ class RefineFuse(nn.Module):
         super().__init__()
         if preset not in PRESETS:
             raise ValueError(f"preset '{preset}': choose one of {', '.join(PRESETS)}")
-        if not 1 <= depth <= 5:
-            raise ValueError(f"depth is {depth}: expected 1 to 5 scales")
+        if not 1 <= depth <= 5 or shallow < 1:
+            raise ValueError(
+                f"depth is {depth}, shallow {shallow}: expected 1 to 5 scales, 1 or more of them "
+                "with SFIM"
+            )
         layout = PRESETS[preset]
         slope, widths = layout.slope, layout.widths[:depth]
         if coarse is None:
@@ -231,22 +236,22 @@ class RefineFuse(nn.Module):
             setattr(self, f"encode_{modality}", nn.ModuleList(encoders))
 
         def interact(level: int, width: int) -> nn.Module:
-            if level < 2:
+            if level < shallow:
                 return Sfim(width) if sfim else PlainFusion(width, slope)
             if psim:
-                return Psim(width, layout.strides[level - 2], layout)
+                return Psim(width, layout.strides[level - 1], layout)
             return PlainFusion(width, slope)
 
         self.interact = nn.ModuleList(interact(k, width) for k, width in enumerate(widths))
         self.decode, self.integrate = nn.ModuleList(), nn.ModuleList()
         inputs = widths[-1]
         for level in range(depth - 1, 0, -1):  # from the coarsest scale to the finest but one
-            outputs, shallow = layout.decoders[level - 1], widths[level - 1]
+            outputs, skip = layout.decoders[level - 1], widths[level - 1]
             self.decode.append(
                 nn.Sequential(nn.Conv2d(inputs, outputs, 1), *_conv(outputs, outputs, slope))
             )
-            self.integrate.append(Fim(outputs, shallow, fim))
-            inputs = outputs + shallow
+            self.integrate.append(Fim(outputs, skip, fim))
+            inputs = outputs + skip
         first, second, third = layout.reconstruct
         self.reconstruct = nn.Sequential(
             *_conv(inputs, first, slope),

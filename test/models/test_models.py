@@ -139,7 +139,13 @@ def test_scene_weights_sum_to_one_and_ablations_are_one_setting_each():
     weights = adjustment.weights(torch.randn(2, 8, 40, 56))
     assert weights.shape == (2, 25, 5, 7), "a query for each 8 x 8 pixels"
     assert torch.allclose(weights.sum(1), torch.ones(2, 5, 7), atol=1e-5)
-    for settings in ({"adjustment": False}, {"prior": "frequency"}, {"random_entries": 20}):
+    for settings in (
+        {"adjustment": "none"},
+        {"adjustment": "bias"},
+        {"adjustment": "memory"},
+        {"prior": "frequency"},
+        {"random_entries": 20},
+    ):
         assert Baffm(**settings)(*random_pair()).shape == (1, 1, 64, 96)
     with pytest.raises(ValueError, match="'uniform' or 'frequency'"):
         Baffm(prior="none")

@@ -249,6 +249,20 @@ def test_precision_follows_the_hardware(monkeypatch):
         assert choose_precision("auto", "cpu")[0] == expected
 
 
+@pytest.mark.parametrize(("has_bf16", "expected", "reason"), [
+    (True, "bf16-mixed", "the GPU computes in bf16"), (False, "16-mixed", "the GPU has no bf16"),
+])  # fmt: skip
+def test_on_a_gpu_precision_follows_its_arithmetic(monkeypatch, has_bf16, expected, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert (
+        choose_precision("auto", "auto") == choose_precision("auto", "cuda") == (expected, reason)
+    )
+    monkeypatch.setattr(hardware, "_processor_has_bf16", lambda: False)
+    assert choose_precision("auto", "cpu")[0] == "32-true", "the GPU is not asked for"
+    assert choose_precision("auto", "mps")[0] == "32-true"
+
+
 def test_the_precision_and_the_reason_are_printed(pairs, tmp_path, capsys):
     Trainer(tiny(pairs, tmp_path, method="caf", precision="auto"))
     assert re.search(r"caf: precision (32-true|bf16-mixed) \(.*bf16", capsys.readouterr().out)
