@@ -95,7 +95,7 @@ class Active:
     def on_image(self, camera: Camera, msg: Image | CompressedImage) -> None:
         """Pair an image, if it can be used."""
         configured = self._configured
-        camera.hear(msg.header.frame_id)
+        camera.hear(msg.header.frame_id, getattr(msg, "encoding", ""))
         configured.monitor.count(f"{camera.name}_images")
         try:
             stamp = self._stamp(camera, msg)

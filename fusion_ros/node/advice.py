@@ -13,16 +13,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fusion_ros.frame.images import ENCODINGS
 from fusion_ros.frame.pairing import PairingCounts
 from fusion_ros.node.camera import Camera
 from fusion_ros.node.parameters import Parameters
 
-__all__ = ["Condition", "Level", "about_camera", "about_clock", "about_pairing", "far_apart"]
+__all__ = [
+    "Condition",
+    "Level",
+    "about_camera",
+    "about_clock",
+    "about_pairing",
+    "about_topics",
+    "far_apart",
+]
 
 _SOME = 0.2
 """Share of images, such as those with a repeated stamp, above which it is no accident."""
 _FEW_IMAGES = 5
 """Images of each camera that may stay without a pair before that is reported."""
+_COUNTS = ("mono16", "16UC1", "16SC1", "32FC1")
+"""Encodings that thermal cameras use, and RGB cameras hardly ever."""
 _SINCE_BOOT_S = 600.0
 """Stamps within this of the time since boot are taken for such."""
 _NAMED = 5
@@ -71,6 +82,22 @@ def about_camera(camera: Camera, graph: Any, parameters: Parameters) -> list[Con
     if not camera.silent:
         found += _images(camera, parameters)
     return sorted(found, key=lambda one: -one.level)
+
+
+def about_topics(cameras: Sequence[Camera]) -> list[Condition]:
+    """Return a condition if the cameras seem to have each other's topic."""
+    thermal, rgb = cameras
+    colour = ENCODINGS.get(thermal.encoding)
+    if colour is None or colour.channels < 3 or rgb.encoding not in _COUNTS:
+        return []
+    return [
+        Condition(
+            Level.WARN,
+            f"thermal images are {thermal.encoding}, which is colour, and RGB images "
+            f"{rgb.encoding}, as a thermal camera sends: if {thermal.topic} and {rgb.topic} are "
+            "swapped, remap each to the other",
+        )
+    ]
 
 
 def about_clock(graph: Any) -> list[Condition]:

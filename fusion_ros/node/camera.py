@@ -34,7 +34,7 @@ class Camera:
         received: number of images since the activation.
         silent: no image came for longer than the timeout.
         stamp_ns: stamp of the latest usable image.
-        frame_id: of the latest image.
+        frame_id, encoding: of the latest image; a compressed one has no encoding.
         usual_rate: the greatest rate that it kept for some seconds, in Hz; 0 if it is not known.
         topic, kind, reliable: full name of the topic that is subscribed to, type of its messages,
             and whether reliable delivery is asked for.
@@ -53,6 +53,7 @@ class Camera:
     silent: bool = False
     stamp_ns: int | None = None
     frame_id: str = ""
+    encoding: str = ""
     usual_rate: float = 0.0
     topic: str = ""
     kind: str = ""
@@ -92,13 +93,13 @@ class Camera:
             for latest in (self._heard_at, self._repeated, self._refused):
                 latest.clear()
 
-    def hear(self, frame_id: str = "") -> None:
+    def hear(self, frame_id: str = "", encoding: str = "") -> None:
         """Note that an image has come."""
         with self._lock:
             now = self.heard = self.clock()
             self.silent = self._overdue = False
             self.received += 1
-            self.frame_id = frame_id
+            self.frame_id, self.encoding = frame_id, encoding
             self._heard_at.append(now)
             self._refused.append(True)  # until `use` is called
             self._learn(now)

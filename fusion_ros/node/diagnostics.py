@@ -366,6 +366,7 @@ class Diagnostics:
             conditions.append(Condition(Level.ERROR, f"no image was fused for {idle_s:.0f} s{why}"))
         if self._unpaired:
             conditions.append(Condition(Level.ERROR, self._unpaired))
+        conditions += advice.about_topics(self._cameras)
         conditions += advice.about_clock(self._graph)
         for camera in ("thermal", "rgb"):
             if (share := shares[f"{camera}_share_stale"]) > _SOME:

@@ -163,12 +163,14 @@ class FuseNode(GuardedNode):
             active.close()
         except Exception as error:
             self.callback_failed("the transition 'deactivate'", error)
+        self.forget_destroyed()
         self.reporter.report_now()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the networks."""
         self._close_guarded("cleanup")
+        self.forget_destroyed()
         self._enter("unconfigured")
         return super().on_cleanup(state)
 

@@ -75,6 +75,11 @@ class GuardedNode(LifecycleNode):
         )
         return super().create_service(srv_type, srv_name, callback, *args, **kwargs)
 
+    def forget_destroyed(self) -> None:
+        """Drop what rclpy keeps of destroyed publishers, subscriptions and timers."""
+        group = self.default_callback_group
+        group.entities = {entity for entity in group.entities if entity() is not None}
+
     def _guard_events(self, what: str, events: Any) -> None:
         for name, callback in vars(events).items() if events is not None else ():
             if callable(callback):

@@ -90,9 +90,11 @@ def test_a_report_names_what_does_not_hold(tmp_path):
 
 @pytest.mark.slow
 def test_the_node_accounts_for_every_image_among_some_faults(tmp_path):
-    names = ("zero_stamps", "truncated", "looping_bag", "second_publisher", "deactivated", "flood")
+    names = ("zero_stamps", "truncated", "looping_bag", "second_publisher", "deactivated")
+    names += ("full_disk", "flood")
     plan = [Planned(name, 0.2 + 1.2 * number, 0.8) for number, name in enumerate(names)]
     found = Chaos(plan, 15.0, "", tmp_path).run()
     assert not found.ended
     assert [one.missing for one in found.accounts] == [0] * len(found.accounts)
-    assert len(found.accounts) == 2  # before the deactivation and at the end
+    # Before the deactivation, before the configuration on a full disk, and at the end.
+    assert len(found.accounts) == 3

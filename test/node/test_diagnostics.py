@@ -363,6 +363,26 @@ def test_time_that_never_comes_from_clock_is_told_by_its_cause(watched):
 
 
 @pytest.mark.parametrize(
+    ("thermal", "rgb", "swapped"),
+    [
+        ("bgr8", "mono16", True),
+        ("bayer_rggb8", "16UC1", False),
+        ("rgba8", "32FC1", True),
+        ("rgb8", "bgr8", False),  # thermal images in false colours
+        ("mono16", "bgr8", False),
+        ("", "mono16", False),  # compressed
+    ],
+)
+def test_cameras_that_seem_to_have_each_others_topic_are_named(watched, thermal, rgb, swapped):
+    watched.send(3)
+    for camera, encoding in zip(watched.cameras, (thermal, rgb)):
+        camera.hear("frame", encoding)
+    level, text = watched.status("fusion")
+    assert ("swapped, remap each to the other" in text) == swapped
+    assert level == (Level.WARN if swapped else Level.OK)
+
+
+@pytest.mark.parametrize(
     ("stamped_s_ago", "sim_time", "advice"),
     [
         (time.time() - time.monotonic(), False, "stamp_source to arrival"),
@@ -372,7 +392,9 @@ def test_time_that_never_comes_from_clock_is_told_by_its_cause(watched):
     ],
 )
 def test_stamps_far_from_the_nodes_time_lead_to_their_cause(stamped_s_ago, sim_time, advice):
-    assert advice in far_apart(1e3 * stamped_s_ago, sim_time)
+    text = far_apart(1e3 * stamped_s_ago, sim_time)
+    assert advice in text
+    assert f"{abs(stamped_s_ago):.1f} s {'before' if stamped_s_ago > 0 else 'after'} this" in text
 
 
 def test_a_node_of_the_same_name_is_told(watched):

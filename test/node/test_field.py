@@ -428,6 +428,17 @@ def test_simulated_time_may_be_set_while_the_node_runs(field):
     assert rig.wait(lambda: "latency_p50_ms" in rig.report.values)
 
 
+def test_a_parameter_that_the_node_does_not_have_is_refused_by_name(field):
+    rig = field(start=False)
+    refused = rig._local.set_parameters([rclpy.Parameter("confidense", value=0.5)])
+    assert not refused[0].successful
+    assert "none of that name: do you mean 'confidence'?" in refused[0].reason
+    values = [rclpy.Parameter("confidence", value=0.5), rclpy.Parameter("nothing", value=1)]
+    result = rig._local.set_parameters_atomically(values)
+    assert not result.successful and "'nothing'" in result.reason
+    assert rig._local.get_parameter("confidence").value == 0.25
+
+
 # --- Nodes and processes --------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -24,6 +25,12 @@ __all__ = ["FAULTS", "Fault", "Feed"]
 
 SECOND = 1_000_000_000
 CAMERAS = ("thermal", "rgb")
+_ANEW = (
+    Transition.TRANSITION_DEACTIVATE,
+    Transition.TRANSITION_CLEANUP,
+    Transition.TRANSITION_CONFIGURE,
+    Transition.TRANSITION_ACTIVATE,
+)
 
 
 @dataclass
@@ -120,6 +127,17 @@ def _transitions(*numbers: int) -> Callable[[Chaos], Callable[[], None]]:
         return end
 
     return begin
+
+
+def _fill_disk(chaos: Chaos) -> Callable[[], None]:
+    """Let no file of the node grow, which fails as on a full disk, and configure it anew."""
+    pid, kind = chaos.child.pid, resource.RLIMIT_FSIZE
+    limits = resource.prlimit(pid, kind)
+    chaos.account()
+    resource.prlimit(pid, kind, (0, limits[1]))
+    for number in _ANEW:
+        chaos.transition(number)
+    return lambda: resource.prlimit(pid, kind, limits)
 
 
 def _pause_process(chaos: Chaos) -> Callable[[], None]:
@@ -273,13 +291,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "configured_anew": Fault(
         "the node is cleaned up and configured",
-        _transitions(
-            Transition.TRANSITION_DEACTIVATE,
-            Transition.TRANSITION_CLEANUP,
-            Transition.TRANSITION_CONFIGURE,
-            Transition.TRANSITION_ACTIVATE,
-        ),
+        _transitions(*_ANEW),
     ),
+    "full_disk": Fault("no file can be written, while the node is configured anew", _fill_disk),
     "process_paused": Fault("the node's process is stopped", _pause_process, (0.5, 2.0)),
     "stopped_reader": Fault("a reader that keeps all stops taking", _stop_reader, (2.0, 6.0)),
     "second_publisher": Fault("another publisher sends RGB images", _second_publisher),
