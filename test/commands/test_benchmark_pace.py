@@ -48,12 +48,14 @@ def test_samples_tell_when_the_load_ran_and_it_ends_with_the_run(tmp_path):
         assert all(one["busy"] == (3 <= one["at_s"] < 6) for one in samples)
         assert all(0 <= one["lost"] <= 1 for one in samples)
         assert any(one["fps"] > 0 for one in samples)
+        assert [one["name"] for one in run["phases"]] == ["before", "during", "after"]
+        assert all(0 < one["p50_ms"] <= one["p95_ms"] for one in run["phases"] if one["p50_ms"])
     assert {one["size"] for one in content["runs"][1]["samples"]} == {64}
 
 
 def test_the_plot_shows_all_runs(tmp_path):
     pytest.importorskip("matplotlib")
     samples = [Sample(float(t), 160 * (t % 2), 10.0, 0.0, None, False, 0.5) for t in range(5)]
-    runs = [PaceRun("auto", "cpu", samples), PaceRun("0", "cpu", samples[:2])]
+    runs = [PaceRun("auto", samples=samples), PaceRun("0", samples=samples[:2])]
     plot_pace(runs, PacePlan(10, 2, 1, 2, 1), "baffm", tmp_path / "pace.png")
     assert cv2.imread(str(tmp_path / "pace.png")).std() > 5

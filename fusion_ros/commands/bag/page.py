@@ -196,7 +196,7 @@ def _figures(report: dict[str, Any], samples: Sequence[Sample]) -> dict[str, str
             course["at_s"],
             {_TITLES.get(n, n): course["brightness"].get(n, []) for n in names},
             "s",
-            "mean grey level",
+            "grey level",
         ),
     }
     detections = report["detections"]

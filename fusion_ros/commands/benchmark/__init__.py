@@ -71,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     drawn.add_argument("results", nargs="+", metavar="RESULT.json")
     drawn.add_argument("--output", type=Path, default=Path("benchmark.png"))
     drawn.set_defaults(action=_plot)
+    tables = actions.add_parser("tables", help="write results into the tables of Markdown pages")
+    tables.add_argument("pages", nargs="+", type=Path, metavar="PAGE.md")
+    tables.set_defaults(action=_tables)
     return made
 
 
@@ -120,6 +123,18 @@ def _plot(options: argparse.Namespace) -> int:
     except MatplotlibMissing as error:
         raise CommandError(str(error), status=1) from None
     print(f"wrote {options.output}")
+    return 0
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from fusion_ros.commands.benchmark.tables import TableError, fill_tables
+
+    for page in options.pages:
+        try:
+            page.write_text(fill_tables(page.read_text(), page.parent))
+        except (OSError, TableError) as error:
+            raise CommandError(f"{page}: {error}") from None
+        print(f"wrote the tables of {page}")
     return 0
 
 

@@ -20,7 +20,7 @@ from fusion_ros.frame.monitor import percentiles
 from fusion_ros.harness.rig import Rig
 from fusion_ros.node.parameters import Parameters
 
-__all__ = ["PacePlan", "PaceRun", "Sample", "measure_pace", "plot_pace", "write_pace"]
+__all__ = ["PacePlan", "PaceRun", "Phase", "Sample", "measure_pace", "plot_pace", "write_pace"]
 
 _WARM_HZ, _WARM_PAIRS = 10.0, 5
 _LONGEST_START_S = 120.0
@@ -63,12 +63,28 @@ class Sample:
     other: float
 
 
+@dataclass(frozen=True)
+class Phase:
+    """The second half of the time before, during or after the load, when the size has settled.
+
+    fps, lost, p50_ms, p95_ms: over all of its images, as in `Sample`; size: at its end.
+    """
+
+    name: str
+    fps: float
+    lost: float
+    p50_ms: float | None
+    p95_ms: float | None
+    size: int
+
+
 @dataclass
 class PaceRun:
     """One node's samples. label: what sets it apart from the others."""
 
     label: str
     engine: str = ""
+    phases: list[Phase] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -100,10 +116,11 @@ def measure_pace(
                 sampler = _Sampler(rig, plan, run, is_busy, node.pid)
                 load.send(plan.rate, round(plan.rate * plan.seconds), sampler)
             run.engine = rig.report.values.get("engine", "") if rig.report else ""
+            run.phases = sampler.phases()
         finally:
             rig.stop(node)
         found.append(run)
-        say(f"  {label}: {_summary(run, plan)}")
+        say(f"  {label}: {_summary(run)}")
     return found
 
 
@@ -117,6 +134,7 @@ class _Sampler:
         self._start = self._last = time.monotonic()
         self._sent = 0
         self._seen = set(rig.arrivals)
+        self._pairs: list[tuple[int, list[float]]] = []
         self._times = self._cpu()
 
     def _cpu(self) -> tuple[float, float]:
@@ -132,6 +150,7 @@ class _Sampler:
         self._seen.update(new)
         arrivals = self._rig.arrivals
         latencies = [1e-6 * (arrivals[stamp].published_ns - stamp) for stamp in new]
+        self._pairs.append((self._sent, latencies))
         report = self._rig.report
         before, self._times = self._times, self._cpu()
         all_s, ours_s = (b - a for a, b in zip(before, self._times))
@@ -147,6 +166,33 @@ class _Sampler:
             )
         )
         self._last, self._sent = now, 0
+
+    def phases(self) -> list[Phase]:
+        """Sum up the phases that have at least one sample."""
+        plan, found = self._plan, []
+        ends = (plan.before, plan.before + plan.during, plan.seconds)
+        starts = (0.0, *ends[:2])
+        for name, start, end in zip(("before", "during", "after"), starts, ends):
+            settled = [
+                (sample, *pairs)
+                for sample, pairs in zip(self._run.samples, self._pairs)
+                if (start + end) / 2 < sample.at_s <= end
+            ]
+            if not settled:
+                continue
+            samples, sent, latencies = zip(*settled)
+            pooled = [ms for some in latencies for ms in some]
+            found.append(
+                Phase(
+                    name,
+                    round(sum(one.fps for one in samples) / len(samples), 1),
+                    round(max(0.0, 1 - len(pooled) / sum(sent)), 3),
+                    round(percentiles(pooled).p50, 1) if pooled else None,
+                    round(percentiles(pooled).p95, 1) if pooled else None,
+                    samples[-1].size,
+                )
+            )
+        return found
 
 
 @contextmanager
@@ -182,19 +228,12 @@ def _spin() -> None:
         pass
 
 
-def _summary(run: PaceRun, plan: PacePlan) -> str:
-    parts = []
-    for name, start, end in (
-        ("before", plan.before / 2, plan.before),
-        ("during", plan.before + plan.during / 2, plan.before + plan.during),
-        ("after", plan.seconds - plan.after / 2, plan.seconds),
-    ):
-        some = [one for one in run.samples if start <= one.at_s < end]
-        if some:
-            fps = sum(one.fps for one in some) / len(some)
-            lost = sum(one.lost for one in some) / len(some)
-            parts.append(f"{name} {fps:.1f} fps, {lost:.0%} lost at {some[-1].size or 'full size'}")
-    return "; ".join(parts)
+def _summary(run: PaceRun) -> str:
+    return "; ".join(
+        f"{one.name} {one.fps:.1f} fps, {one.lost:.0%} lost, p50 {one.p50_ms} and p95 "
+        f"{one.p95_ms} ms at {one.size or 'full size'}"
+        for one in run.phases
+    )
 
 
 def write_pace(runs: Sequence[PaceRun], plan: PacePlan, method: str, path: Path) -> None:
