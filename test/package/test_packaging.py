@@ -225,6 +225,26 @@ def test_rviz_shows_the_topics_of_the_node():
     assert shown == ["fused/image", "fused/image_annotated", "thermal/image_raw", "rgb/image_raw"]
 
 
+def test_foxglove_shows_the_topics_of_the_node_and_of_an_evaluated_bag():
+    panels = json.loads((ROOT / "config" / "foxglove_layout.json").read_text())["configById"]
+    images = {key: panel["imageMode"] for key, panel in panels.items() if key.startswith("Image!")}
+    assert {mode["imageTopic"] for mode in images.values()} == {
+        "/fused/image",
+        "/fused/image_annotated",
+        "/thermal/image_raw",
+        "/rgb/image_raw",
+    }
+    calibrated = [
+        mode["calibrationTopic"] for mode in images.values() if "calibrationTopic" in mode
+    ]
+    assert calibrated == ["/fused/camera_info"]
+    topics = {panel["topicToRender"] for panel in panels.values() if "topicToRender" in panel}
+    assert topics == {"/diagnostics", "/evaluation/events"}
+    (plot,) = [panel for key, panel in panels.items() if key.startswith("Plot!")]
+    statuses = [re.search(r'name=="([^"]+)"', path["value"])[1] for path in plot["paths"]]
+    assert statuses == ["fuse_node: fusion", "evaluate_bag: fusion"]
+
+
 def test_generated_vision_msgs_agrees_with_the_real_one_on_the_wire():
     messages = pytest.importorskip("vision_msgs.msg")
     share = Path(messages.__file__).parents[5] / "share" / "vision_msgs"

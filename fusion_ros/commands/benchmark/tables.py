@@ -78,11 +78,13 @@ def _phase(one: dict[str, Any] | None) -> str:
 
 
 def _rate_rows(content: dict[str, Any]) -> Iterator[list[object]]:
-    for one in content["rates"]:
+    peak = [content["peak"]] if content.get("peak") else []
+    for one in peak + content["rates"]:
         latency = one["latency_ms"]
+        rate = f"{one['rate_hz']:.3g}"
         yield [
             content["label"],
-            f"{one['rate_hz']:g}",
+            f"**{rate}**" if one in peak else rate,
             f"{one['fps']:.1f}",
             f"{one['loss']:.1%}",
             " / ".join(f"{latency[p]:.0f}" for p in ("p50", "p95", "p99")) if latency else "-",
