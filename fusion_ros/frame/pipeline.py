@@ -34,6 +34,8 @@ from fusion_ros.size import Size
 
 __all__ = ["Network", "Pipeline", "Prepared", "RegistrationState", "load_detector", "load_network"]
 
+_OVERLAP_UP_TO = 448
+"""Longer side, px, up to which two images are fused at a time; at 640, caf takes 490 MB more."""
 _SAME = 0.1
 """Thermal pixels by which a calibration may change, as with autofocus, before maps are renewed."""
 
@@ -110,12 +112,15 @@ def load_network(
         processing_size = auto
         if processing_size is None:
             processing_size = START_ON_CPU if engine.device == "CPU" else 0
-    fusers = [Fuser(engine, processing_size)]
+    fuser, beside = Fuser(engine, processing_size), None
     if settings.processing_size == AUTO and _overlaps(engine, settings):
-        fusers.append(Fuser(load(), processing_size))
-    for fuser in fusers if size else ():
+        longest = processing_size or (max(size) if size else None)
+        if longest and longest <= _OVERLAP_UP_TO:
+            # Not warmed up: it takes its memory when the first image overlaps with another one.
+            beside = Fuser(load(), processing_size)
+    if size:
         fuser.warmup(size)
-    return Network(settings.method, fusers[0], settings.processing_size, *fusers[1:])
+    return Network(settings.method, fuser, settings.processing_size, beside)
 
 
 def _overlaps(engine: Engine, settings: Settings) -> bool:

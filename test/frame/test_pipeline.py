@@ -424,6 +424,8 @@ def two_lanes(average, monkeypatch) -> Settings:
 def test_auto_on_several_cores_loads_a_network_for_two_images_at_a_time(average, monkeypatch):
     parameters = two_lanes(average, monkeypatch)
     assert load_network(parameters, None, say_nothing).lanes == 2
+    assert load_network(parameters, Size(320, 240), say_nothing, 0).lanes == 2
+    assert load_network(parameters, Size(640, 480), say_nothing, 0).lanes == 1
     for other in (parameters.replace(processing_size=320), parameters.replace(threads=1)):
         assert load_network(other, None, say_nothing).lanes == 1
 
