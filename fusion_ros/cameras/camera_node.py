@@ -12,16 +12,11 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import rclpy
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.duration import Duration
-from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -29,303 +24,14 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from fusion_ros.cameras.files import FilesError, PairFolder
-from fusion_ros.cameras.street import scene
-from fusion_ros.cameras.street.ahead import LOOP_RATE, Loop, LoopPlan
-from fusion_ros.cameras.street.simulated import (
-    COUNTS_PER_KELVIN,
-    ZERO_CELSIUS,
-    SimulatedRgb,
-    SimulatedThermal,
-)
+from fusion_ros.cameras.files import FilesError
+from fusion_ros.cameras.parameters import ParameterError, declare
+from fusion_ros.cameras.sources import FilesSource, SimulatedSource, encode
 from fusion_ros.frame import images
 
-ENCODINGS = {
-    "thermal": ("mono16", "16UC1", "mono8", "8UC1"),
-    "rgb": ("bgr8", "rgb8", "bgra8", "rgba8", "mono8", "8UC3"),
-}
-_FROM_BGR = {
-    "rgb8": cv2.COLOR_BGR2RGB,
-    "bgra8": cv2.COLOR_BGR2BGRA,
-    "rgba8": cv2.COLOR_BGR2RGBA,
-    "mono8": cv2.COLOR_BGR2GRAY,
-}
 _MAX_JITTER = 0.45  # greatest jitter, as a share of a period: frames keep their order
 _RECEIPT_S = 5.0
 """Longest wait at the end for the receipt of what was sent."""
-
-
-class ParameterError(ValueError):
-    """A parameter value that cannot be used."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Values of the node's parameters, checked."""
-
-    camera: str
-    source: str
-    path: str
-    scene: str
-    seed: int
-    ahead: bool
-    rate: float
-    width: int
-    height: int
-    fov: float
-    encoding: str
-    frames: int
-    loop: bool
-    start_ns: int  # 0: the grid starts at the clock's zero
-    offset_ns: int
-    jitter: float
-    wait_for_subscribers: int
-    reliable: bool
-    frame_id: str
-
-
-# name: (default, description, (low, high) or None, choices or None)
-_PARAMETERS = {
-    "camera": ("rgb", "which camera this node is", None, ("thermal", "rgb")),
-    "source": ("simulated", "where frames come from", None, ("simulated", "files")),
-    "path": ("", "source files: folder with ir/ and vi/", None, None),
-    "scene": ("tour", "source simulated: light and weather", None, scene.SCENES),
-    "seed": (0, "source simulated: which street; the same for both cameras", (0, 2**31 - 1), None),
-    "ahead": (
-        False,
-        "source simulated: draw a loop of frames before the first is sent and play it, which takes "
-        "little processor time; loops are kept in ~/.cache/fusion_ros/street",
-        None,
-        None,
-    ),
-    "rate": (
-        0.0,
-        "frames per second; 0: 30 for rgb, 9 for thermal, 10 for files",
-        (0.0, 240.0),
-        None,
-    ),
-    "width": (0, "pixels; 0: 640 for rgb, 320 for thermal, as stored for files", (0, 4096), None),
-    "height": (0, "pixels; 0: 480 for rgb, 256 for thermal, as stored for files", (0, 4096), None),
-    "fov": (
-        0.0,
-        "source simulated: horizontal field of view in degrees; 0: 60 for rgb, 66 for thermal",
-        (0.0, 120.0),
-        None,
-    ),
-    "encoding": (
-        "",
-        "encoding of the published images; empty: bgr8 for rgb, mono16 for thermal, from files "
-        "the stored depth",
-        None,
-        None,
-    ),
-    "frames": (
-        0,
-        "end after this many frames, counted from start_time if that is set; 0: never",
-        (0, 2**31 - 1),
-        None,
-    ),
-    "loop": (True, "source files: start over after the last pair", None, None),
-    "clock_offset": (
-        0.0,
-        "seconds by which this camera's stamps run ahead of the node's clock",
-        (-10.0, 10.0),
-        None,
-    ),
-    "jitter": (0.0, "standard deviation of the time of exposure in seconds", (0.0, 1.0), None),
-    "wait_for_subscribers": (
-        0,
-        "send nothing before image_raw has this many subscribers",
-        (0, 100),
-        None,
-    ),
-    "qos": (
-        "reliable",
-        "reliability of image_raw and camera_info",
-        None,
-        ("reliable", "best_effort"),
-    ),
-    "frame_id": ("", "frame_id of the headers; empty: <camera>_optical_frame", None, None),
-}
-
-
-def _declare(node: Node) -> Settings:
-    """Declare the parameters; raises `ParameterError`, which names parameter and choices."""
-    values = {}
-    for name, (default, description, limits, choices) in _PARAMETERS.items():
-        kind = type(default)
-        # `rate:=10` arrives as an integer; a strict double parameter would refuse it.
-        descriptor = ParameterDescriptor(
-            description=description, read_only=True, dynamic_typing=kind is float
-        )
-        if choices:
-            descriptor.additional_constraints = "one of: " + ", ".join(choices)
-        elif limits:
-            descriptor.additional_constraints = f"from {limits[0]} to {limits[1]}"
-        try:
-            value = node.declare_parameter(name, default, descriptor).value
-        except InvalidParameterTypeException as error:
-            raise ParameterError(f"parameter {name}: expected {kind.__name__}, {error}") from error
-        if kind is float:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ParameterError(f"parameter {name}: {value!r} is not a number")
-            value = float(value)
-        if choices and value not in choices:
-            raise ParameterError(f"parameter {name}: '{value}': choose one of {', '.join(choices)}")
-        if limits and not limits[0] <= value <= limits[1]:
-            raise ParameterError(
-                f"parameter {name}: {value} is not from {limits[0]} to {limits[1]}"
-            )
-        values[name] = value
-    start = node.declare_parameter(
-        "start_time",
-        0.0,
-        ParameterDescriptor(
-            description="zero of scene time and frame grid: the clock's seconds, or nanoseconds as "
-            "a string; the same for both cameras. 0: the zero of the clock",
-            read_only=True,
-            dynamic_typing=True,
-        ),
-    ).value
-    encodings = ENCODINGS[values["camera"]]
-    if values["encoding"] and values["encoding"] not in encodings:
-        raise ParameterError(
-            f"parameter encoding: '{values['encoding']}': choose one of "
-            f"{', '.join(encodings)} for the {values['camera']} camera"
-        )
-    if values["source"] == "files" and not values["path"]:
-        raise ParameterError("parameter path: needed with source files, a folder with ir/ and vi/")
-    if bool(values["width"]) != bool(values["height"]):
-        raise ParameterError("parameters width and height: give both or none")
-    thermal = values["camera"] == "thermal"
-    rate = values["rate"] or (10.0 if values["source"] == "files" else 9.0 if thermal else 30.0)
-    return Settings(
-        values["camera"],
-        values["source"],
-        values["path"],
-        values["scene"],
-        values["seed"],
-        values["ahead"],
-        rate,
-        values["width"],
-        values["height"],
-        values["fov"],
-        values["encoding"],
-        values["frames"],
-        values["loop"],
-        _start_ns(start),
-        round(values["clock_offset"] * 1e9),
-        values["jitter"],
-        values["wait_for_subscribers"],
-        values["qos"] == "reliable",
-        values["frame_id"] or f"{values['camera']}_optical_frame",
-    )
-
-
-def _start_ns(value) -> int:
-    """Convert seconds as a number, or nanoseconds as a string of digits, to nanoseconds."""
-    try:
-        if isinstance(value, str):
-            start = int(value)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            # An integer too large for seconds of any clock is nanoseconds.
-            start = value if isinstance(value, int) and value > 10**14 else round(value * 1e9)
-        else:
-            raise ValueError
-        if start < 0:
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise ParameterError(
-            f"parameter start_time: {value!r} is neither seconds as a number nor "
-            "nanoseconds as a string of digits"
-        ) from None
-    return start
-
-
-def _loop(settings: Settings, model: scene.CameraModel) -> Loop:
-    """Frames rendered ahead; logs the progress, since the first run takes a while."""
-    logger = get_logger("camera_node")
-
-    def progress(done: int, count: int) -> None:
-        if done == 1 or done * 4 // count > (done - 1) * 4 // count:
-            logger.info(f"frames of the {settings.camera} camera drawn ahead: {done} of {count}")
-
-    try:
-        # One loop serves every lower rate: it plays the frame nearest in time.
-        rate = max(settings.rate, LOOP_RATE)
-        plan = LoopPlan(settings.camera, settings.scene, settings.seed, rate=rate, model=model)
-    except ValueError as error:
-        raise ParameterError(f"parameter ahead: {error}") from error
-    return Loop(plan, progress=progress)
-
-
-class _SimulatedSource:
-    """Frames of a simulated camera."""
-
-    count = math.inf
-
-    def __init__(self, settings: Settings) -> None:
-        thermal = settings.camera == "thermal"
-        usual = scene.THERMAL_CAMERA if thermal else scene.RGB_CAMERA
-        fov = settings.fov or (66.0 if thermal else 60.0)
-        try:
-            self.model = scene.CameraModel.from_fov(
-                settings.width or usual.width, settings.height or usual.height, fov
-            )
-        except ValueError as error:
-            raise ParameterError(f"parameters width, height, fov: {error}") from error
-        if settings.ahead:
-            self._camera = _loop(settings, self.model)
-        else:
-            make = SimulatedThermal if thermal else SimulatedRgb
-            self._camera = make(self.model, settings.scene, settings.seed)
-        self.span = tuple((c + ZERO_CELSIUS) * COUNTS_PER_KELVIN for c in (-10.0, 45.0))
-
-    def frame(self, index: int, scene_s: float) -> np.ndarray:
-        return self._camera.render(scene_s)
-
-
-class _FilesSource:
-    """Frames of one side of a folder of pairs."""
-
-    model = None
-    span = (0.0, 65535.0)
-
-    def __init__(self, settings: Settings) -> None:
-        self._pairs = PairFolder(settings.path)
-        self._read = self._pairs.thermal if settings.camera == "thermal" else self._pairs.visible
-        self._size = (settings.width, settings.height) if settings.width else None
-        self.count = math.inf if settings.loop else len(self._pairs)
-        self._read(0)  # an unreadable folder is an error before anything is sent
-
-    def frame(self, index: int, scene_s: float) -> np.ndarray:
-        image = self._read(index)
-        if self._size and image.shape[1::-1] != self._size:
-            shrinks = self._size[0] < image.shape[1]
-            image = cv2.resize(
-                image, self._size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            )
-        return image
-
-
-def encode(frame: np.ndarray, encoding: str, span: tuple) -> tuple[np.ndarray, str]:
-    """Convert a thermal (H, W) uint8/uint16 or BGR (H, W, 3) uint8 frame; encoding '' keeps it.
-
-    Between 16 and 8 bits the counts in `span` (low, high) are scaled to 0..255.
-    """
-    if frame.ndim == 3:
-        code = _FROM_BGR.get(encoding)
-        return (frame if code is None else cv2.cvtColor(frame, code)), encoding or "bgr8"
-    deep = frame.dtype == np.uint16
-    if not encoding:
-        return frame, "mono16" if deep else "mono8"
-    low, high = span
-    if deep and encoding in ("mono8", "8UC1"):
-        scaled = (frame.astype(np.float32) - low) * (255.0 / (high - low))
-        frame = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    elif not deep and encoding in ("mono16", "16UC1"):
-        frame = frame.astype(np.uint16) * 257
-    return frame, encoding
 
 
 class CameraNode(Node):
@@ -336,8 +42,8 @@ class CameraNode(Node):
 
     def __init__(self, **kwargs) -> None:
         super().__init__("camera_node", **kwargs)
-        self.settings = _declare(self)
-        make = _FilesSource if self.settings.source == "files" else _SimulatedSource
+        self.settings = declare(self)
+        make = FilesSource if self.settings.source == "files" else SimulatedSource
         self._source = make(self.settings)
         qos = QoSProfile(
             depth=5,

@@ -462,7 +462,7 @@ def command(output: Path, *arguments: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_short_run_leaves_figures_that_add_up(tmp_path):
-    arguments = ["--rates", "20", "--duration", "1", "--search", "10,20", "-p", "gain_mode:=linear"]
+    arguments = ["--rates", "20", "--duration", "1", "--search", "19,20", "-p", "gain_mode:=linear"]
     run = subprocess.run(
         command(tmp_path, *arguments), capture_output=True, text=True, timeout=90, check=False
     )

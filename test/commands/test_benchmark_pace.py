@@ -37,7 +37,7 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(options, tmp_path
 def test_samples_tell_when_the_load_ran_and_it_ends_with_the_run(tmp_path):
     method = str(write_fusion_onnx(tmp_path / "average.onnx"))
     command = ["benchmark", "pace", "--method", method, "--sizes", "auto,64", "--rate", "10"]
-    command += ["--size", "96x72", "--phases", "3,3,3", "--output", str(tmp_path / "out")]
+    command += ["--size", "96x72", "--phases", "2,2,2", "--output", str(tmp_path / "out")]
     assert main(command) == 0
     assert not multiprocessing.active_children()
     content = json.loads((tmp_path / "out" / "pace_average_10hz.json").read_text())
@@ -45,7 +45,7 @@ def test_samples_tell_when_the_load_ran_and_it_ends_with_the_run(tmp_path):
     for run in content["runs"]:
         samples = run["samples"]
         assert {one["busy"] for one in samples} == {True, False}
-        assert all(one["busy"] == (3 <= one["at_s"] < 6) for one in samples)
+        assert all(one["busy"] == (2 <= one["at_s"] < 4) for one in samples)
         assert all(0 <= one["lost"] <= 1 for one in samples)
         assert any(one["fps"] > 0 for one in samples)
         assert [one["name"] for one in run["phases"]] == ["before", "during", "after"]

@@ -118,23 +118,8 @@ def test_it_leaves_stills_a_video_and_a_summary_that_adds_up(tmp_path):
     method = write_fusion_onnx(tmp_path / "average.onnx")
     detector = write_detector_onnx(tmp_path / "yolo.onnx", [(0, 0.9, (8, 8, 40, 40))])
     output = tmp_path / "out"
-    run = demo(
-        "--method",
-        method,
-        "--detector",
-        detector,
-        "--output",
-        output,
-        "--pairs",
-        "100",
-        "--rate",
-        "10",
-        "--width",
-        "160",
-        "--height",
-        "120",
-        "--live",
-    )
+    small = ["--pairs", "50", "--rate", "10", "--width", "160", "--height", "120", "--live"]
+    run = demo("--method", method, "--detector", detector, "--output", output, *small)
     assert run.returncode == 0, run.stderr + run.stdout
     report = json.loads((output / "report.json").read_text())
     assert report["pairs"]["fused"] > 0
@@ -155,10 +140,11 @@ def test_it_leaves_stills_a_video_and_a_summary_that_adds_up(tmp_path):
     assert summary["paired"] == sum(summary[end] for end in ("fused", "displaced", "rejected"))
     assert summary["fused"] > 0 and summary["detections"] > 0
     stills = sorted(output.glob("still_*.png"))
-    assert stills[0].stem == "still_1_day"
+    # On a busy machine the first frame that is fused may show a later part of the tour.
+    assert re.fullmatch("still_1_(day|dusk|night)", stills[0].stem)
     assert cv2.imread(str(stills[0])).shape == (390, 3 * 480, 3)
     video = cv2.VideoCapture(str(output / "fusion.mp4"))
-    assert 0 < video.get(cv2.CAP_PROP_FRAME_COUNT) <= 100
+    assert 0 < video.get(cv2.CAP_PROP_FRAME_COUNT) <= 50
     assert video.read()[0]
     for text in ("average", "frames in", "p50 / p95 / p99"):
         assert text in run.stdout

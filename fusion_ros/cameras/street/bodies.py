@@ -146,7 +146,9 @@ _BODIES = {
 
 
 @dataclass(frozen=True)
-class _Mesh:
+class Mesh:
+    """A body in its own coordinates, in metres: right, up, forward."""
+
     vertices: np.ndarray  # (V, 3) local: right, up, forward
     faces: tuple  # of index arrays
     normal: np.ndarray  # (F, 3) outward
@@ -444,7 +446,7 @@ def _wheels(build: _Builder, body: _Body) -> None:
 
 
 @cache
-def mesh_of(kind: str) -> _Mesh:
+def mesh_of(kind: str) -> Mesh:
     body = _BODIES[kind]
     build = _Builder()
     _loft(build, body)
@@ -466,7 +468,7 @@ def mesh_of(kind: str) -> _Mesh:
         normals.append(normal if normal @ hint >= 0 else -normal)
         centres.append(centre)
     materials = [material for _, material, _, _ in build.meta]
-    return _Mesh(
+    return Mesh(
         vertices,
         tuple(build.faces),
         np.array(normals),

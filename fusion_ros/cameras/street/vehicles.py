@@ -7,7 +7,7 @@ from math import cos, pi, sin
 
 import numpy as np
 
-from fusion_ros.cameras.street.bodies import mesh_of
+from fusion_ros.cameras.street.bodies import Mesh, mesh_of
 from fusion_ros.cameras.street.scene import (
     CAMERA_HEIGHT,
     VEHICLE_LENGTH,
@@ -24,19 +24,11 @@ def vehicle_facets(vehicle: Vehicle, camera: CameraModel) -> Facets | None:
     c, s = cos(vehicle.yaw), sin(vehicle.yaw)
     turn = np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]])  # local row vectors -> world
     base = np.array([vehicle.x, 0.0, vehicle.z])
-    local = mesh.vertices
-    if vehicle.roll:
-        local = local.copy()
-        cr, sr = cos(-vehicle.roll), sin(-vehicle.roll)
-        for span, axle, height in mesh.spinning:
-            y, z = mesh.vertices[span, 1] - height, mesh.vertices[span, 2] - axle
-            local[span, 1], local[span, 2] = height + cr * y + sr * z, axle - sr * y + cr * z
-    world = local @ turn + base
+    world = _rolled(mesh, vehicle.roll) @ turn + base
     if world[:, 2].max() < 1.5:
         return None
-    world[:, 2] = np.maximum(
-        world[:, 2], 0.3
-    )  # points beside the camera go far outside the picture
+    # Points beside the camera would be far outside the picture.
+    world[:, 2] = np.maximum(world[:, 2], 0.3)
     pixels = camera.project(world).astype(np.float32)
     if (pixels.max(axis=0) < 0).any() or pixels[:, 0].min() > camera.width:
         return None
@@ -46,30 +38,10 @@ def vehicle_facets(vehicle: Vehicle, camera: CameraModel) -> Facets | None:
     order = np.lexsort((-np.linalg.norm(ray, axis=1), mesh.layer))
     order = order[seen[order]]
     albedo = np.where(mesh.own_paint[:, None], vehicle.paint, mesh.albedo)[order]
-    length, width = VEHICLE_LENGTH[vehicle.kind], np.abs(mesh.vertices[:, 0]).max()
-    corners = (
-        np.array(
-            [
-                [-width, 0, -0.5 * length],
-                [width, 0, -0.5 * length],
-                [width, 0, 0.5 * length],
-                [-width, 0, 0.5 * length],
-            ]
-        )
-        * 1.04
-    )
-    ground = corners @ turn + base
+    width, length = np.abs(mesh.vertices[:, 0]).max(), 0.5 * VEHICLE_LENGTH[vehicle.kind]
+    corners = [[-width, 0, -length], [width, 0, -length], [width, 0, length], [-width, 0, length]]
+    ground = 1.04 * np.array(corners) @ turn + base
     ground[:, 2] = np.maximum(ground[:, 2], 0.6)
-    lights = []
-    if vehicle.driving:
-        for x, y, z, front in mesh.lamps:
-            at = np.array([x, y, z]) @ turn + base
-            towards = np.array([s, 0, c]) * (1 if front else -1)
-            facing = float(-(towards @ at) / np.linalg.norm(at))
-            if facing > 0:
-                u, v = camera.project(at)
-                lights.append(Light(float(u), float(v), 0.10 * camera.focal / at[2], front, facing))
-    emission = mesh.emission[order] * (1.0 if vehicle.driving else 0.0)
     return Facets(
         [pixels[mesh.faces[i]] for i in order],
         albedo,
@@ -77,12 +49,37 @@ def vehicle_facets(vehicle: Vehicle, camera: CameraModel) -> Facets | None:
         mesh.gloss[order],
         np.zeros(len(order)),
         mesh.excess[order] + vehicle.warmth * mesh.engine[order],
-        emission,
+        mesh.emission[order] * (1.0 if vehicle.driving else 0.0),
         (vehicle.x, 0.8, vehicle.z),
         camera.project(ground).astype(np.float32),
-        lights,
+        _lights(mesh, camera, turn, base) if vehicle.driving else [],
         snowy=not vehicle.driving and vehicle.warmth == 0,
     )
+
+
+def _rolled(mesh: Mesh, roll: float) -> np.ndarray:
+    """Vertices (V, 3) with the wheels turned by `roll` radians."""
+    if not roll:
+        return mesh.vertices
+    local = mesh.vertices.copy()
+    c, s = cos(-roll), sin(-roll)
+    for span, axle, height in mesh.spinning:
+        y, z = mesh.vertices[span, 1] - height, mesh.vertices[span, 2] - axle
+        local[span, 1], local[span, 2] = height + c * y + s * z, axle - s * y + c * z
+    return local
+
+
+def _lights(mesh: Mesh, camera: CameraModel, turn: np.ndarray, base: np.ndarray) -> list[Light]:
+    """Lamps that shine towards the camera, of a body that is turned and moved to `base`."""
+    lights = []
+    for x, y, z, front in mesh.lamps:
+        at = np.array([x, y, z]) @ turn + base
+        towards = turn[2] * (1 if front else -1)
+        facing = float(-(towards @ at) / np.linalg.norm(at))
+        if facing > 0:
+            u, v = camera.project(at)
+            lights.append(Light(float(u), float(v), 0.10 * camera.focal / at[2], front, facing))
+    return lights
 
 
 def bicycle_facets(bicycle: Bicycle, camera: CameraModel) -> Facets:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Eight bags on dask, one of them broken: on a local cluster, and on a scheduler of its own."""
+"""Four bags on dask, one of them broken: on a local cluster, and on a scheduler of its own."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ EVALUATE = ["--backend", "null", "--samples", "1"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Seven sound bags and a file that is none, called like one."""
+    """Three sound bags, and a file with a bag's name that is not one."""
     path = tmp_path_factory.mktemp("many")
     first = small_plan(path / "drive_1", seconds=0.5)
     make_bag(first)
-    for number in range(2, 8):
+    for number in range(2, 4):
         shutil.copytree(first.output, path / f"drive_{number}")
-    (path / "drive_8.mcap").write_bytes(b"not a recording" * 50)
+    (path / "drive_4.mcap").write_bytes(b"not a recording" * 50)
     return path
 
 
@@ -43,12 +43,12 @@ def evaluate(folder, out, *more):
 
 def check(out):
     page = (out / "index.html").read_text()
-    for number in range(1, 8):
+    for number in range(1, 4):
         report = json.loads((out / f"drive_{number}" / "report.json").read_text())
         assert report["pairs"]["fused"] == 5
         assert f'href="drive_{number}/index.html"' in page
     assert "not evaluated" in page
-    assert not (out / "drive_8").exists()
+    assert not (out / "drive_4").exists()
 
 
 @pytest.mark.slow
@@ -56,13 +56,13 @@ def test_a_local_cluster_evaluates_all_but_the_broken_bag_and_resumes(folder, tm
     out = tmp_path / "out"
     assert evaluate(folder, out, "--workers", "1") == 3
     said = capsys.readouterr().out
-    assert "[8/8]" in said
-    assert "drive_8: not evaluated: " in said
+    assert "[4/4]" in said
+    assert "drive_4: not evaluated: " in said
     check(out)
     shutil.rmtree(out / "drive_3")
     assert evaluate(folder, out, "--workers", "1") == 3
     said = capsys.readouterr().out
-    assert said.count("done before") == 6
+    assert said.count("done before") == 2
     check(out)
 
 
