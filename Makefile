@@ -36,7 +36,8 @@ OLDEST := VENV=.venv-oldest VENV_OPTIONS= CONSTRAINTS=constraints-oldest.txt REQ
   TEST='.[cpu,test]' PYTHON='$(OLDEST_PYTHONS)'
 
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
+# Without compiling, which takes a minute: most of what PyTorch brings is never imported.
+PIP := $(PY) -m pip --disable-pip-version-check install --no-compile -c $(CONSTRAINTS)
 KEY := $(shell { cat setup.py constraints.txt constraints-oldest.txt; pwd; } | cksum | cut -d' ' -f1)
 
 .PHONY: help chaos demo test lint test-oldest with-oldest detector gpu-check clean

@@ -15,15 +15,16 @@ from fusion_ros.node.diagnostics import Status
 from fusion_ros.node.guard import describe
 from fusion_ros.node.outputs import QOS_POLICIES
 
-__all__ = ["DIAGNOSTICS", "Reporter"]
+__all__ = ["DIAGNOSTICS", "PERIOD_S", "Reporter"]
 
 DIAGNOSTICS = "/diagnostics"
-_PERIOD_S = 1.0
+PERIOD_S = 1.0
+"""Time between two reports, s."""
 _QUEUE = 10
 
 
 class Reporter:
-    """Publishes what `statuses` returns, every second and at each call of `report_now`.
+    """Publishes what `statuses` returns, every `PERIOD_S` and at each call of `report_now`.
 
     It is no lifecycle publisher: a node that is not active has something to report, too.
     """
@@ -60,7 +61,7 @@ class Reporter:
     def _run(self) -> None:
         while not self._stopped:
             self.report()
-            self._wake.wait(_PERIOD_S)
+            self._wake.wait(PERIOD_S)
             self._wake.clear()
 
     def report(self) -> None:

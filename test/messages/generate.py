@@ -96,7 +96,16 @@ def generate(root: Path) -> None:
     python = root / "bin" / "python"
 
     venv.create(root, with_pip=True)
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "-c", CONSTRAINTS]
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-compile",
+        "-c",
+        CONSTRAINTS,
+    ]
     with LOG.open("w") as log:
 
         def run(*command: str | Path) -> None:

@@ -294,8 +294,7 @@ def test_commits_are_checked_by_the_ruff_that_make_lint_installs():
 PLUGINS = ("launch_testing", "launch_ros", "launch_pytest")
 
 
-@pytest.mark.parametrize("started", ["by hand", "by colcon test"])
-def test_the_pytest_plugins_of_an_installed_ros_are_left_out(tmp_path, started):
+def test_the_pytest_plugins_of_an_installed_ros_are_left_out(tmp_path):
     plugins, package = tmp_path / "plugins", tmp_path / "package"
     for name in PLUGINS:
         metadata = plugins / f"{name}-1.0.dist-info"
@@ -305,17 +304,12 @@ def test_the_pytest_plugins_of_an_installed_ros_are_left_out(tmp_path, started):
         (plugins / f"{name}_plugin.py").write_text("raise RuntimeError('loaded')\n")
     package.mkdir()
     (package / "test_one.py").write_text("def test_one():\n    pass\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-    if started == "by colcon test":  # as colcon-core's Python task starts it
-        command += ["--tb=short", "--junit-xml", tmp_path / "pytest.xml"]
-        command += [
-            "--junit-prefix=fusion_ros",
-            "-o",
-            "junit_family=xunit2",
-            f"--rootdir={package}",
-        ]
+    by_hand = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    # As colcon-core's Python task starts it.
+    by_colcon = [*by_hand, "--tb=short", "--junit-xml", tmp_path / "pytest.xml"]
+    by_colcon += ["--junit-prefix=fusion_ros", "-o", "junit_family=xunit2", f"--rootdir={package}"]
 
-    def run() -> subprocess.CompletedProcess:
+    def run(command: list) -> subprocess.CompletedProcess:
         path = os.pathsep.join([str(plugins), os.environ.get("PYTHONPATH", "")])
         env = {**os.environ, "PYTHONPATH": path}
         env.pop("PYTEST_ADDOPTS", None)
@@ -323,11 +317,12 @@ def test_the_pytest_plugins_of_an_installed_ros_are_left_out(tmp_path, started):
             command, cwd=package, env=env, capture_output=True, text=True, check=False
         )
 
-    assert "loaded" in run().stderr  # without our settings
+    assert "loaded" in run(by_hand).stderr  # without our settings
     settings = (ROOT / "pyproject.toml").read_text().replace('testpaths = ["test"]', "")
     (package / "pyproject.toml").write_text(settings)
-    after = run()
-    assert after.returncode == 0, after.stdout + after.stderr
+    for command in (by_hand, by_colcon):
+        after = run(command)
+        assert after.returncode == 0, after.stdout + after.stderr
 
 
 def test_the_documents_name_files_that_exist():
