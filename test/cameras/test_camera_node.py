@@ -23,7 +23,7 @@ from fusion_ros.harness.processes import Child
 from fusion_ros.harness.rig import Rig
 
 SMALL = {"width": 64, "height": 48}
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 pytestmark = pytest.mark.usefixtures("ros")
 names = (f"camera_{number}" for number in itertools.count())
 
