@@ -21,7 +21,7 @@ from support_bags import small_plan
 
 from fusion_ros.commands.bag.evaluation import evaluate
 from fusion_ros.commands.bag.make_bag import make_bag
-from fusion_ros.commands.bag.online import node_parameters, play
+from fusion_ros.commands.bag.online import Played, node_parameters, play
 from fusion_ros.commands.bag.request import Request
 from fusion_ros.frame import images
 from fusion_ros.frame.settings import Settings
@@ -77,3 +77,21 @@ def test_online_and_offline_agree_in_pairs_and_pixels(tmp_path, ros, compressed)
             assert np.abs(online - offline).max() <= 1
     assert played.summary()["lost"] == 0
     assert played.summary()["latency_ms"]["p50"] > 0
+
+
+@pytest.mark.parametrize("rate", [0, 4])
+def test_each_round_of_a_loop_counts_with_its_own_images(tmp_path, ros, rate):
+    plan = small_plan(tmp_path / "bag", seconds=1.5)
+    make_bag(plan)
+    settings = Settings(backend="null", processing_size=0, detect=False)
+    with Rig("looped") as rig, open_bag(plan.output) as bag:
+        rig.run(FuseNode, backend="null", processing_size=0, detect=False, use_sim_time=True)
+        played = Played()
+        for rounds in (1, 2):
+            play(bag, find_cameras(bag), settings, rig, rate=rate, played=played)
+            assert len(played.due) == 15 * rounds
+        assert rig.wait(lambda: rig.report and rig.report.count("fused") == played.fused)
+        assert rig.report.count("resets") == 1
+    assert len(played.latency_ms) == played.fused
+    assert min(played.latency_ms) > 0
+    assert rate or played.fused == 30
