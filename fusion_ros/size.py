@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = ["Size"]
 
-_TEXT = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+_TEXT = re.compile(r"([1-9]\d{0,4})[xX]([1-9]\d{0,4})")
 
 
 class Size(NamedTuple):

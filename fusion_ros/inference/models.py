@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fusion_models import WEIGHTS_DIR
 from fusion_models.checksums import check_weights
+from fusion_ros.inference.onnx_file import why_missing
 
 
 def list_methods() -> list[str]:
@@ -23,7 +24,8 @@ def model_path(method_or_path: str | Path, precision: str = "fp32") -> Path:
     if text.endswith(".onnx"):
         path = Path(text).expanduser()
         if not path.is_file():
-            raise ValueError(f"no ONNX file {path}: give a method ({_choices()}) or a path")
+            reason = why_missing(path) or f"give a method ({_choices()}) or a path"
+            raise ValueError(f"no ONNX file {path}: {reason}")
     elif text in list_methods():
         path = WEIGHTS_DIR / f"{text}.onnx"
     else:

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from fusion_ros.inference.engine import EngineError
 
-__all__ = ["check_onnx_file", "external_data"]
+__all__ = ["check_onnx_file", "external_data", "why_missing"]
 
 _HEAD = 512
 """Number of bytes by which other kinds of file are recognised."""
 _LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])")
+_URI = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+):(?P<rest>/.*)")
 _GRAPH = 7
 """Number of the field `graph` of an ONNX ModelProto."""
 
@@ -46,10 +48,9 @@ def check_onnx_file(path: Path) -> None:
     It is no proof: the library that loads the model checks the rest.
     """
     try:
-        if path.is_dir():
-            raise EngineError(f"{path} is a folder: give the path of an ONNX file")
         if not path.is_file():
-            raise EngineError(f"no ONNX file {path}: give the path of an exported model")
+            reason = why_missing(path) or "give the path of an exported model"
+            raise EngineError(f"no ONNX file {path}: {reason}")
         size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(_HEAD)
@@ -63,6 +64,21 @@ def check_onnx_file(path: Path) -> None:
         raise EngineError(f"the ONNX file {path} cannot be read: {error}") from None
     if problem:
         raise EngineError(f"{path} is not a whole ONNX file: {problem}; export or copy it again")
+
+
+def why_missing(path: Path) -> str:
+    """Return what a path is that leads to no file, and what to do; empty if nothing is known."""
+    if uri := _URI.match(str(path)):
+        if uri["scheme"].lower() == "file":
+            return f"it is a URI, expected a path: {uri['rest']}"
+        return "it is a URI, expected a path: nothing is downloaded, fetch the file first"
+    if path.is_dir():
+        return "it is a folder: give the path of a file in it"
+    if path.exists():
+        return "it is no ordinary file"
+    if path.is_symlink():
+        return f"it is a link to {os.readlink(path)}, where no file is"
+    return ""
 
 
 def external_data(data: bytes) -> list[str]:

@@ -167,6 +167,11 @@ def _silence(
         text = (
             f"{_names(fitting)} publishes it, but sends nothing: look at that node's log and camera"
         )
+    elif raw := _raw_beside(camera, graph):
+        text = (
+            f"{_names(raw)} publishes the images on {graph.resolve(camera.image_topic)} "
+            "uncompressed: set input_transport to auto or raw"
+        )
     else:
         others = [topic for topic in graph.image_topics() if topic != camera.topic]
         text = "start the camera or remap the topic"
@@ -174,6 +179,14 @@ def _silence(
             named = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
             text += f"; topics with images: {named}"
     return Condition(Level.ERROR, f"{start} {count}: {text}")
+
+
+def _raw_beside(camera: Camera, graph: Any) -> list[Any]:
+    """Publishers of raw images on the camera's topic, where those beside it are subscribed to."""
+    topic = graph.resolve(camera.image_topic)
+    if camera.topic in ("", topic):
+        return []
+    return [one for one in graph.publishers(topic) if one.kind.endswith("/Image")]
 
 
 def _other_types(camera: Camera, publishers: Iterable[Any]) -> str:

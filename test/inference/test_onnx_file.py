@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -74,6 +75,39 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         load_engine(tmp_path / "none.onnx")
     with pytest.raises(EngineError, match="cannot be read"):
         check_onnx_file(tmp_path / ("x" * 300))
+
+
+def test_a_link_is_followed_and_one_to_nothing_is_named(tmp_path):
+    path = write_fusion_onnx(tmp_path / "model.onnx")
+    (tmp_path / "link.onnx").symlink_to(path)
+    check_onnx_file(tmp_path / "link.onnx")
+    (tmp_path / "broken.onnx").symlink_to("/nowhere/model.onnx")
+    with pytest.raises(EngineError, match="is a link to /nowhere/model.onnx, where no file is"):
+        check_onnx_file(tmp_path / "broken.onnx")
+    with pytest.raises(ValueError, match="is a link to /nowhere/model.onnx"):
+        model_path(tmp_path / "broken.onnx")
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("file:///models/own.onnx", "it is a URI, expected a path: /models/own.onnx"),
+        ("https://example.org/own.onnx", "nothing is downloaded, fetch the file first"),
+        ("package://robot/own.onnx", "nothing is downloaded"),
+    ],
+)
+def test_a_uri_is_no_path_and_told_so(uri, says):
+    with pytest.raises(ValueError, match=says):
+        model_path(uri)
+    with pytest.raises(EngineError, match=says):
+        load_engine(uri)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_ordinary_file_is_not_read(tmp_path, make):
+    make(tmp_path / "endless.onnx")
+    with pytest.raises(EngineError, match="it is no ordinary file"):
+        check_onnx_file(tmp_path / "endless.onnx")
 
 
 def test_a_file_that_is_cut_off_anywhere_is_refused(tmp_path):

@@ -219,6 +219,16 @@ def test_a_camera_that_nobody_publishes_is_told_with_the_topics_there_are(watche
     assert "start the camera or remap the topic; topics with images: /lepton/image" in text
 
 
+def test_raw_images_where_compressed_ones_are_asked_for_are_named(watched):
+    rgb = watched.cameras[1]
+    rgb.topic, rgb.kind = f"{rgb.topic}/compressed", "sensor_msgs/msg/CompressedImage"
+    watched.fall_silent()
+    level, text = watched.status("rgb camera")
+    assert level == Level.ERROR
+    assert "/front/rgb_driver publishes the images on /front/rgb/image_raw uncompressed" in text
+    assert "set input_transport to auto or raw" in text
+
+
 def test_a_publisher_of_another_type_is_named_with_the_type(watched):
     watched.graph.topics.clear()
     kind = "sensor_msgs/msg/CompressedImage"
