@@ -9,6 +9,7 @@ of them (`Reporter`).
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -171,6 +172,8 @@ class FuseNode(GuardedNode):
         """Free the networks."""
         self._close_guarded("cleanup")
         self.forget_destroyed()
+        # The parts refer to each other: Python would keep their images for several configurations.
+        gc.collect()
         self._enter("unconfigured")
         return super().on_cleanup(state)
 

@@ -9,6 +9,7 @@ import resource
 import sys
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import Mock
@@ -189,6 +190,15 @@ def test_a_hundred_lifecycle_cycles_leave_nothing_behind(bench):
         cycle()
     assert held() == before
     assert resident_mb() - memory_mb < 5
+
+
+def test_the_buffers_of_a_configuration_are_freed_by_its_cleanup(bench):
+    node = bench(start=False).node
+    assert node.start()
+    configured = weakref.ref(node.configured)
+    assert node.trigger_deactivate() == SUCCESS
+    assert node.trigger_cleanup() == SUCCESS
+    assert configured() is None
 
 
 def resident_mb() -> float:
