@@ -847,7 +847,7 @@ def test_published_boxes_are_those_of_ultralytics_on_the_same_fused_images(
             # One at a time: a detector slower than the cameras searches some images only.
             stamps.append(time.time_ns())
             rig.send(stamps[-1], *pair_of_images)
-            assert rig.wait(lambda: stamps[-1] in rig.observer.boxes), rig.report
+            assert rig.wait(lambda: stamps[-1] in rig.observer.boxes, 240), rig.report
         compared = 0
         for stamp in stamps:
             boxes = rig.observer.boxes[stamp]
