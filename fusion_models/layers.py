@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
@@ -48,15 +47,19 @@ class MultiScaleFusion(nn.Module):
     Both images are taken apart into Laplacian bands. In each band:
 
     - Thermal is brought to a normalised contrast: what is faint is amplified, up to `GAIN` times,
-      what is under the noise `FLOOR` or strong is not. This is a function of the neighbourhood
-      alone, so a hot object that enters changes nothing elsewhere, and there is no state that could
-      flicker.
-    - The image with the stronger contrast wins, softly. The coarser the band, the more a fixed
-      share of both replaces that choice (`CHOICE`), so that brightness as a whole stays the visible
-      image's. Visible light that is saturated loses its say.
-    - Where the two oppose each other in sign and thermal shows something clearly (`CLEAR`), one
-      decision for all bands of the region says whose polarity holds, and the other's sign is
-      turned: a dark coat on snow, warm inside, would otherwise cancel to grey over the scales.
+      what is under the noise `FLOOR` or strong is not. What is strong and colder than its
+      surroundings, such as the sky, is limited (`LIMIT`), so that it does not darken what the
+      visible image shows there. All this is a function of the neighbourhood alone: a hot object
+      that enters changes nothing elsewhere, and there is no state that could flicker.
+    - The image with the stronger contrast wins, softly. Most of the decision is one for all bands
+      of a region (`SHARED`), the rest the band's own (`OWN`): bands that are taken from different
+      images cancel where the cameras show opposite polarities, a dark coat that is warm inside. The
+      coarser the band, the more a fixed share of both replaces the choice (`CHOICE`, `MIX`), so
+      that brightness as a whole stays the visible image's.
+    - The region prefers thermal where it is warmer than its surroundings (`WARM`), and the visible
+      image where thermal is colder (`COLD`) or the visible is bright already without being
+      saturated (`BRIGHT`): there a warm object cannot be made brighter, but its dark silhouette can
+      stay. Visible light that is saturated loses its say.
     - Faint results are amplified, strong ones at coarse scales damped (`BOOST`, `STRONG`).
 
     Where the sum leaves [LOW, HIGH], its surroundings are moved smoothly to make room, which opens
@@ -73,12 +76,14 @@ class MultiScaleFusion(nn.Module):
     GAIN = (1.5, 1.6, 2.2, 2.5, 2.5, 2.5, 2.0)
     BOOST = (1.0, 1.0, 1.1, 1.3, 1.5, 1.5, 1.3)
     STRONG = (1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.7)
-    CHOICE = (1.0, 1.0, 1.0, 1.0, 0.8, 0.5, 0.2)
-    MIX = 0.35  # share of thermal where nothing is chosen
+    CHOICE = (1.0, 1.0, 1.0, 1.0, 0.9, 0.7, 0.3)
+    MIX = 0.4  # share of thermal where nothing is chosen
     FLOOR = (0.004, 0.004, 0.002, 0.002, 0.002, 0.002, 0.002)
-    FAINT, FIRM, CLEAR = 0.03, 0.12, 0.08  # contrasts in [0, 1]
+    LIMIT = (0.5, 0.4, 0.3, 0.2, 0.12, 0.1, 0.1)
+    FAINT, FIRM = 0.03, 0.12  # contrasts in [0, 1]
+    OWN, SHARED = 0.8, 9.6  # slopes of the choice over the logarithm of the contrasts' ratio
+    WARM, COLD, BRIGHT = 0.8, -0.3, -1.6  # added to that logarithm
     LOW, HIGH = 0.03, 0.96
-    REGION = range(2, 6)  # bands that decide on polarity
 
     def __init__(self, first: int = 0):
         super().__init__()
@@ -87,8 +92,10 @@ class MultiScaleFusion(nn.Module):
     def forward(self, pair: Tensor) -> Tensor:
         """Thermal and visible `[B, 2, h, w]` in [0, 1] to `[B, 1, h, w]` in [0, 1]."""
         bands, base = self._bands(pair)
-        unsaturated = 1.0 - 0.9 * ((_box(pair[:, 1:], 3) - 0.88) / 0.1).clamp(0.0, 1.0)
-        thermal, strengths, raw = [], [], []
+        warm, bright = self._surroundings(pair)
+        unsaturated = 1.0 - ((_box(pair[:, 1:], 3) - 0.88) / 0.1).clamp(0.0, 1.0)
+        preference = self._preference(warm, bright, unsaturated)
+        thermal, strengths = [], []
         for k, band in enumerate(bands, self.first):
             if self.first < k <= 5:
                 unsaturated = F.avg_pool2d(unsaturated, 2)
@@ -96,28 +103,22 @@ class MultiScaleFusion(nn.Module):
             above = (a - self.FLOOR[k]).clamp_min(0.0)
             gain = (self.GAIN[k] - 1.0) * above / (a + 1e-4)
             gain = 1.0 + gain / (1.0 + (a / self.FAINT).square())
+            gain = gain / (1.0 + a / self.LIMIT[k] * (1.0 - 0.85 * _resize(warm, a)))
             thermal.append(band[:, :1] * gain)
-            strengths.append((above * gain + 1e-3, b * unsaturated + 1e-3))
-            raw.append(a)
-        polarity, clear = self._region(strengths, raw)
+            visible = b * (0.1 + 0.9 * unsaturated)
+            strengths.append((above * gain + 1e-3, visible + 1e-3))
+        shared = self.SHARED * (self._ratio(strengths, preference) + preference)
         fused = []
         for k, (a, band, (s_a, s_b)) in enumerate(zip(thermal, bands, strengths), self.first):
-            b = band[:, 1:]
-            weight = torch.sigmoid(4.0 * (s_a.log() - s_b.log()))
+            own = self.OWN * (s_a.log() - s_b.log())
+            weight = torch.sigmoid(own + _resize(shared, own))
             weight = self.CHOICE[k] * weight + (1.0 - self.CHOICE[k]) * self.MIX
-            from_a, from_b = weight * a, (1.0 - weight) * b
-            y = from_a + from_b
-            if k in self.REGION or k > max(self.REGION):
-                product = a * b
-                opposed = _box(-product.clamp_max(0.0), 3) / (_box(product.abs(), 3) + 1e-6)
-                opposed = opposed.square() / (opposed.square() + (1.0 - opposed).square())
-                turned = _resize(polarity, weight) * (from_a - from_b)
-                y = y + _resize(clear, weight) * opposed * (turned - y)
+            y = weight * a + (1.0 - weight) * band[:, 1:]
             rest = (self.BOOST[k] - self.STRONG[k]) / (
                 1.0 + (_box(y.abs(), 3) / self.FIRM).square()
             )
             fused.append(y * (self.STRONG[k] + rest))
-        x = base[:, 1:] + 0.5 * (base[:, :1] - base[:, 1:]).clamp_min(0.0)
+        x = base[:, 1:] + 0.6 * (base[:, :1] - base[:, 1:]).clamp_min(0.0)
         for k, band in reversed(list(enumerate(fused, self.first))):
             x = _resize(x, band) + band
             if k == 2:
@@ -136,20 +137,23 @@ class MultiScaleFusion(nn.Module):
             x = coarser
         return bands, x
 
-    def _region(self, strengths: list, raw: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Polarity (1 thermal's, -1 visible's), and whether thermal is clear, at 1/8 resolution."""
-        place = raw[3 - self.first]
-        middle = slice(self.REGION[0] - self.first, self.REGION[-1] + 1 - self.first)
+    def _surroundings(self, pair: Tensor) -> tuple[Tensor, Tensor]:
+        """How warm a place is against about 200 pixels around, how bright those; 0 to 1, at 1/8."""
+        place = F.avg_pool2d(pair, 2 ** (3 - self.first))
+        around = _resize(_box(_box(F.avg_pool2d(place, 4), 5), 3), place)
+        warm = torch.sigmoid((place[:, :1] - around[:, :1]) / 0.03)
+        return warm, torch.sigmoid((around[:, 1:] - 0.65) / 0.05)
 
-        def around(levels: list[Tensor]) -> Tensor:
-            return _box(_box(sum(_resize(level, place) for level in levels[middle]), 5), 5)
+    def _preference(self, warm: Tensor, bright: Tensor, unsaturated: Tensor) -> Tensor:
+        open_ = _box(F.avg_pool2d(unsaturated, 2 ** (3 - self.first)), 5).square()
+        warm_here = self.WARM + (self.BRIGHT - self.WARM) * bright * open_
+        return self.COLD + (warm_here - self.COLD) * warm
 
-        a, b = (around([pair[i] for pair in strengths]) for i in (0, 1))
-        # Thermal's polarity holds unless the visible contrast is twice its own: what is warm is
-        # bright. With the visible's preferred, clutter around persons turns them.
-        polarity = torch.tanh(4.0 * (a.log() - b.log() + 0.7))
-        clear = torch.sigmoid(6.0 * ((around(raw) + 1e-4).log() - math.log(self.CLEAR)))
-        return polarity, clear
+    def _ratio(self, strengths: list, place: Tensor) -> Tensor:
+        """Logarithm of thermal's strength over the visible's in bands 1 to 4, at 1/8."""
+        middle = strengths[max(1 - self.first, 0) : 5 - self.first]
+        a, b = (_box(sum(_resize(pair[i], place) for pair in middle), 3) for i in (0, 1))
+        return a.log() - b.log()
 
     def _make_room(self, x: Tensor) -> Tensor:
         def around(excess: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ data ('auto' or a folder of sets), sizes (values of the node's parameter `proces
 (pairs of each set, evenly spaced; 0: all), threads, output (writes <output>.json and <output>.md;
 '' prints only).
 
-VIF and Qabf: means over the pairs. lost: share of the labelled objects that a source shows and the
-fused image does not, where the set has boxes; hidden: share of all places of which that holds.
+VIF and Qabf: means over the pairs. lost: share of the objects labelled in either camera that a
+source shows and the fused image does not, where the set has boxes; hidden: share of all places of
+which that holds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fusion_models.boxes import read_boxes
 from fusion_models.evaluation.metrics import qabf, vif
 from fusion_models.evaluation.visibility import hidden, kept_boxes
 from fusion_models.pairs import DataError, ImagePair, PairSet, find_sets
@@ -58,12 +60,15 @@ def measure(method: str, pair_set: PairSet, size: int, threads: int) -> Row:
     """Fuse all pairs of a set at a size and compare each result with its sources."""
     fuser = Fuser(load_engine(model_path(method), "onnxruntime_cpu", threads=threads), size)
     scores, objects = [], []
+    boxes = read_boxes(pair_set)[0] if (pair_set.root / "boxes").is_dir() else {}
     name = Path(method).stem
     title = f"{name} {pair_set.name} {size}"
     for pair in tqdm(pair_set, title, len(pair_set), leave=False, disable=None):
         fused = _fuse(fuser, pair)
         scores.append([f(fused, pair.ir, pair.vi) for f in (vif, qabf, hidden)])
-        objects += kept_boxes(fused, pair.ir, pair.vi, _boxes(pair_set, pair))
+        if pair.stem in boxes:
+            corners = boxes[pair.stem].in_pixels(*pair.ir.shape[::-1])
+            objects += kept_boxes(fused, pair.ir, pair.vi, corners)
     fuser.close()
     means = np.mean(scores, axis=0)
     lost = float(np.mean([one.lost for one in objects])) if objects else None
@@ -138,18 +143,6 @@ def _fuse(fuser: Fuser, pair: ImagePair) -> np.ndarray:
     """The fused luminance as the node gives it: rounded to 8 bit."""
     ir, vi = (image.astype(np.float32) / 255 for image in (pair.ir, pair.vi))
     return np.rint(255 * np.clip(fuser.fuse_luminance(ir, vi), 0, 1)).astype(np.uint8)
-
-
-def _boxes(pair_set: PairSet, pair: ImagePair) -> np.ndarray:
-    """Boxes of a pair in pixels, (N, 4) x0, y0, x1, y1; none where the set has no `boxes`."""
-    for folder in (pair_set.root / "boxes" / "fusion", pair_set.root / "boxes"):
-        path = folder / f"{pair.stem}.txt"
-        if path.is_file() and path.read_text().strip():
-            values = np.loadtxt(path, ndmin=2).reshape(-1, 5)[:, 1:]
-            height, width = pair.ir.shape
-            centre, half = values[:, :2], values[:, 2:] / 2
-            return np.hstack([centre - half, centre + half]) * [width, height, width, height]
-    return np.empty((0, 4))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ from training.size_quality import Row, main, table
 @pytest.fixture
 def data(tmp_path) -> Path:
     root = write_pairs(tmp_path / "data" / "city" / "test", size=(96, 128))
-    (root / "boxes").mkdir()
-    for number in range(3):
-        (root / "boxes" / f"{number:02d}.txt").write_text("0 0.5 0.5 0.3 0.4\n" * (number != 1))
+    for camera in ("infrared", "visible"):
+        (root / "boxes" / camera).mkdir(parents=True)
+        for number in range(3):
+            label = "0 0.5 0.5 0.3 0.4\n" * (number != 1)
+            (root / "boxes" / camera / f"{number:02d}.txt").write_text(label)
     return root.parents[1]
 
 
