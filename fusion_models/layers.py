@@ -57,7 +57,7 @@ class MultiScaleFusion(nn.Module):
       coarser the band, the more a fixed share of both replaces the choice (`CHOICE`, `MIX`), so
       that brightness as a whole stays the visible image's.
     - The region prefers thermal where it is warmer than its surroundings (`WARM`), and the visible
-      image where thermal is colder (`COLD`) or the visible is bright already without being
+      image where thermal is colder (`COLD`) or the visible is bright already and nowhere near
       saturated (`BRIGHT`): there a warm object cannot be made brighter, but its dark silhouette can
       stay. Visible light that is saturated loses its say.
     - Faint results are amplified, strong ones at coarse scales damped (`BOOST`, `STRONG`).
@@ -82,7 +82,7 @@ class MultiScaleFusion(nn.Module):
     LIMIT = (0.5, 0.4, 0.3, 0.2, 0.12, 0.1, 0.1)
     FAINT, FIRM = 0.03, 0.12  # contrasts in [0, 1]
     OWN, SHARED = 0.8, 9.6  # slopes of the choice over the logarithm of the contrasts' ratio
-    WARM, COLD, BRIGHT = 0.8, -0.3, -1.6  # added to that logarithm
+    WARM, COLD, BRIGHT = 0.8, -0.3, -2.4  # added to that logarithm
     LOW, HIGH = 0.03, 0.96
 
     def __init__(self, first: int = 0):
@@ -145,7 +145,9 @@ class MultiScaleFusion(nn.Module):
         return warm, torch.sigmoid((around[:, 1:] - 0.65) / 0.05)
 
     def _preference(self, warm: Tensor, bright: Tensor, unsaturated: Tensor) -> Tensor:
-        open_ = _box(F.avg_pool2d(unsaturated, 2 ** (3 - self.first)), 5).square()
+        place = F.avg_pool2d(unsaturated, 2 ** (3 - self.first))
+        around = _resize(_box(_box(F.avg_pool2d(place, 4), 5), 3), place)
+        open_ = (_box(place, 5) * around.square()).square()
         warm_here = self.WARM + (self.BRIGHT - self.WARM) * bright * open_
         return self.COLD + (warm_here - self.COLD) * warm
 
