@@ -6,7 +6,8 @@
 
 The page has `<!-- table NAME -->` and `<!-- end -->` around each table; what is between them is
 replaced. NAME is `cost`; `paper METHOD`, from docs/papers.yaml and docs/evaluation.json;
-`ablation METHOD`, from docs/ablations/METHOD.json; or `effects`, from docs/effects.json. No figure
+`ablation METHOD`, from docs/ablations/METHOD.json; `effects`, from docs/effects.json; or
+`targets`, from docs/targets.json. No figure
 is typed by hand.
 Settings as `key=value`: docs (the folder), check.
 """
@@ -141,6 +142,24 @@ def effects_table(docs: Path) -> str:
     )
 
 
+def targets_table(docs: Path) -> str:
+    """Rules of the common target, from compare_targets.py."""
+    path = docs / "targets.json"
+    if not path.is_file():
+        return OPEN
+    rows = []
+    for row in json.loads(path.read_text(encoding="utf-8")):
+        lost = "no labels" if row["lost"] is None else f"{row['lost']:.3f}"
+        figures = [f"{row[name]:.3f}" for name in ("hidden", "vif", "qabf", "scd")]
+        rows.append([f"{row['set']}, {row['pairs']}", row["rule"], lost, *figures])
+    head = ["set, pairs", "rule left out", "lost", "hidden", "VIF", "Qabf", "SCD"]
+    return (
+        markdown(head, rows)
+        + "\n`python training/compare_targets.py output=docs/targets` on simulated pairs of "
+        "`python -m fusion_ros.cameras.street.export` and on the validation pairs.\n"
+    )
+
+
 def fill(page: str, docs: Path) -> str:
     """The page with all its tables made again.
 
@@ -149,7 +168,7 @@ def fill(page: str, docs: Path) -> str:
     """
     makers = {
         "cost": cost_table, "paper": paper_table, "ablation": ablation_table,
-        "effects": effects_table,
+        "effects": effects_table, "targets": targets_table,
     }  # fmt: skip
 
     def table(match: re.Match) -> str:
