@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-only
 """Compares rules of the target that all methods follow, without a network.
 
-    python training/compare_targets.py                        # the table of docs/methods.md
+    python training/compare_targets.py output=docs/targets    # for method_tables.py
     python training/compare_targets.py sets=msrs/validation limit=20 output=runs/targets
 
 Each row is `layers.MultiScaleFusion` with one of its rules left out. Settings as `key=value`: sets
 (with their split), data ('auto', or folders of sets with commas), limit (pairs of each set, evenly
-spaced; 0: all), output (writes <output>.json and <output>.md; '' prints only).
+spaced; 0: all), output (writes <output>.json; '' prints only).
 
 VIF, Qabf, SCD, hidden: means over the pairs; lost: share of the labelled boxes, or of the masks of
 simulated sets, whose contrast is kept under half.
@@ -110,7 +110,6 @@ def main(arguments: list[str]) -> int:
     if config.output:
         base = Path(config.output)
         base.parent.mkdir(parents=True, exist_ok=True)
-        base.with_suffix(".md").write_text(table(rows))
         base.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 

@@ -7,8 +7,8 @@
 The page has `<!-- table NAME -->` and `<!-- end -->` around each table; what is between them is
 replaced. NAME is `cost`; `paper METHOD`, from docs/papers.yaml and docs/evaluation.json;
 `ablation METHOD`, from docs/ablations/METHOD.json; `effects`, from docs/effects.json; or
-`targets`, from docs/targets.json. No figure
-is typed by hand.
+`targets`, from docs/targets.json. No figure is typed by hand.
+
 Settings as `key=value`: docs (the folder), check.
 """
 

@@ -24,7 +24,7 @@ def test_each_rule_of_the_target_is_a_row(tmp_path, capsys):
     rows = json.loads(output.with_suffix(".json").read_text())
     assert [row["rule"] for row in rows] == list(RULES)
     assert len({row["vif"] for row in rows}) > 3, "rules must differ in what they give"
-    assert output.with_suffix(".md").read_text() in capsys.readouterr().out
+    assert "| each band decides alone |" in capsys.readouterr().out
 
 
 def test_an_unknown_set_is_refused(tmp_path, capsys):
