@@ -103,7 +103,10 @@ def test_another_output_beside_the_fused_image_is_left_alone(tmp_path):
 
 REFUSED = {
     "three channels": ((AVERAGE, (1, 3, "h", "w")), "'ir' has 3 channels"),
-    "uint8": (([("Max", ["ir", "vi"], "fused", {})], FREE, "UINT8"), "'ir' is uint8"),
+    "uint8": (
+        ([("BitShift", ["ir", "vi"], "fused", {"direction": "RIGHT"})], FREE, "UINT8"),
+        "'ir' is uint8",
+    ),
     "a batch of four": ((AVERAGE, (4, 1, "h", "w")), "batch of 4"),
     "rank three": ((AVERAGE, (1, "h", "w")), "3 dimensions"),
     "a fixed size and half of it": (

@@ -129,6 +129,7 @@ def test_the_shipped_models_are_whole(method, precision):
 def test_the_files_of_external_weights_are_found(tmp_path):
     onnx = pytest.importorskip("onnx")
     path = write_detector_onnx(tmp_path / "model.onnx", [(0, 0.9, (8, 8, 24, 40))])
+    (tmp_path / "weights").mkdir()
     onnx.save(
         onnx.load(path),
         path,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch", reason="the commands need torch: pip install .[train]")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

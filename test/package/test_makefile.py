@@ -40,7 +40,7 @@ class Checkout:
     def make(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """Run make; `.calls` then holds what Python was called for in this run."""
         sourced = {"ROS_DISTRO", "AMENT_PREFIX_PATH", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"}
-        sourced |= {"MAKELEVEL", "VENV", "PYTHON"}
+        sourced |= {"MAKELEVEL", "VENV", "PYTHON", "PYTEST_ARGS"}
         env = {name: value for name, value in os.environ.items() if name not in sourced}
         env |= {"CALLS": str(self.calls), "OFFLINE": str(self.offline)}
         env |= {"UNTIDY": str(self.untidy), **environment}
