@@ -156,9 +156,9 @@ class EagerRefineFuse(_Eager):
 
     @staticmethod
     def _psim(m: refinefuse.Psim, ir: Tensor, vi: Tensor) -> Tensor:
-        if not m.attends:
-            return m.fuse(torch.cat((ir, vi), 1))
-        grid = refinefuse.GRID
+        if not isinstance(m, refinefuse.Psim):  # ablated
+            return m(ir, vi)
+        grid = m.grid
         t_ir, t_vi = (F.adaptive_avg_pool2d(x, grid) for x in (ir, vi))
         query = F.normalize(m.query(torch.cat((t_ir, t_vi), 1)).flatten(2).transpose(1, 2), dim=-1)
         attended = []

@@ -150,7 +150,7 @@ def test_settings_come_from_yaml_then_from_the_command_line():
 
 
 def test_an_unknown_setting_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="max_step.*settings are: method, data"):
+    with pytest.raises(ConfigError, match="max_step.*settings are: method, recipe, data"):
         load_config(["max_step=7"], CONFIG)
 
 
