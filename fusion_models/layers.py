@@ -137,16 +137,19 @@ class MultiScaleFusion(nn.Module):
             x = coarser
         return bands, x
 
+    def _wide(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """An image at 1/8 of the resolution, and its means over about 200 pixels around."""
+        place = F.avg_pool2d(x, 2 ** (3 - self.first))
+        return place, _resize(_box(_box(F.avg_pool2d(place, 4), 5), 3), place)
+
     def _surroundings(self, pair: Tensor) -> tuple[Tensor, Tensor]:
         """How warm a place is against about 200 pixels around, how bright those; 0 to 1, at 1/8."""
-        place = F.avg_pool2d(pair, 2 ** (3 - self.first))
-        around = _resize(_box(_box(F.avg_pool2d(place, 4), 5), 3), place)
+        place, around = self._wide(pair)
         warm = torch.sigmoid((place[:, :1] - around[:, :1]) / 0.03)
         return warm, torch.sigmoid((around[:, 1:] - 0.65) / 0.05)
 
     def _preference(self, warm: Tensor, bright: Tensor, unsaturated: Tensor) -> Tensor:
-        place = F.avg_pool2d(unsaturated, 2 ** (3 - self.first))
-        around = _resize(_box(_box(F.avg_pool2d(place, 4), 5), 3), place)
+        place, around = self._wide(unsaturated)
         open_ = (_box(place, 5) * around.square()).square()
         warm_here = self.WARM + (self.BRIGHT - self.WARM) * bright * open_
         return self.COLD + (warm_here - self.COLD) * warm

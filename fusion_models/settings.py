@@ -3,12 +3,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 
 class ConfigError(ValueError):
     """A setting is unknown or out of range; the message names it and what is allowed."""
+
+
+def show_help(arguments: list[str], text: str | None) -> bool:
+    """Print a script's docstring if the arguments ask for help; return whether they did."""
+    asked = bool({"-h", "--help"} & set(arguments))
+    if asked:
+        print(text)
+    return asked
+
+
+def split_arguments(arguments: list[str], keys: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The `key=value` arguments of these keys, and the others, to be passed on."""
+    own = tuple(f"{key}=" for key in keys)
+    return (
+        [one for one in arguments if one.startswith(own)],
+        [one for one in arguments if not one.startswith(own)],
+    )
 
 
 def parse_arguments(arguments: list[str]) -> DictConfig:

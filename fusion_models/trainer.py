@@ -181,12 +181,17 @@ def source_commit() -> str:
 
 
 @torch.inference_mode()
-def fuse_pair(model: nn.Module, ir: np.ndarray, vi: np.ndarray) -> np.ndarray:
-    """Fuse `(H, W)` uint8 luminances of any size, padded by reflection; returns `(H, W)` uint8."""
-    device = next(model.parameters()).device
+def fuse_pair(
+    model: nn.Module, ir: np.ndarray, vi: np.ndarray, multiple: int = MULTIPLE
+) -> np.ndarray:
+    """Fuse `(H, W)` uint8 luminances of any size; returns `(H, W)` uint8.
+
+    They are padded by reflection to sides that are a multiple of `multiple` pixels.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     height, width = ir.shape
     planes = torch.from_numpy(np.stack((ir, vi)).astype(np.float32) / 255.0).to(device)
-    pad = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
+    pad = (0, -width % multiple, 0, -height % multiple)
     planes = F.pad(planes[:, None], pad, mode="reflect")
     fused = model(planes[:1], planes[1:])[0, 0, :height, :width]
     return (fused.clamp(0, 1) * 255.0).round().to(torch.uint8).cpu().numpy()

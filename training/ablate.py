@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -39,8 +38,14 @@ from fusion_models.evaluation.differences import difference
 from fusion_models.evaluation.evaluate import SetResult, evaluate_set
 from fusion_models.files import write_text
 from fusion_models.pairs import ImagePair, PairSet, find_sets
-from fusion_models.settings import ConfigError, merge_settings, parse_arguments
-from fusion_models.trainer import Trainer, load_config, source_commit
+from fusion_models.settings import (
+    ConfigError,
+    merge_settings,
+    parse_arguments,
+    show_help,
+    split_arguments,
+)
+from fusion_models.trainer import Trainer, fuse_pair, load_config, source_commit
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parent / "config"
@@ -66,14 +71,8 @@ class Trained:
 
     model: nn.Module
 
-    @torch.inference_mode()
     def __call__(self, pair: ImagePair) -> np.ndarray:
-        height, width = pair.ir.shape
-        planes = np.stack((pair.ir, pair.vi)).astype(np.float32)[:, None, None] / 255
-        pad = (0, -width % COARSEST, 0, -height % COARSEST)
-        ir, vi = (F.pad(plane, pad, mode="reflect") for plane in torch.from_numpy(planes))
-        fused = self.model(ir, vi)[0, 0, :height, :width].float()
-        return (fused.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+        return fuse_pair(self.model, pair.ir, pair.vi, COARSEST)
 
 
 def rows_of(method: str, names: str) -> dict[str, list[str]]:
@@ -222,13 +221,11 @@ def validation_sets(data: str, names: list[str], limit: int) -> list[PairSet]:
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
-    own = tuple(f"{key}=" for key in DEFAULTS)
+    own, passed = split_arguments(arguments, DEFAULTS)
     try:
-        config = merge_settings(DEFAULTS, [a for a in arguments if a.startswith(own)])
-        passed = [a for a in arguments if not a.startswith(own)]
+        config = merge_settings(DEFAULTS, own)
         parse_arguments(passed)
         if config.seeds < 1:
             raise ConfigError(f"seeds={config.seeds}: expected 1 or more")
@@ -254,8 +251,7 @@ def main(arguments: list[str]) -> int:
         return 2
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    hidden = tuple(f"{key}=" for key in ("data", "work", "output"))
-    shown = [a for a in arguments if not a.startswith(hidden)]
+    _, shown = split_arguments(arguments, ("data", "work", "output"))
     found = {
         "command": shlex.join(["python", "training/ablate.py", *shown]),
         "schedule": [*SCHEDULE, *passed], "seeds": config.seeds,

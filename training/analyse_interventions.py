@@ -32,11 +32,11 @@ from tqdm import tqdm
 
 from fusion_models import create_model
 from fusion_models.cfi.interventions import KINDS, intervene
-from fusion_models.evaluation.differences import interval
+from fusion_models.evaluation.differences import mean_interval
 from fusion_models.evaluation.metrics import correlation, psnr
 from fusion_models.files import write_text
 from fusion_models.pairs import PairSet, find_sets
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help, split_arguments
 
 DEFAULTS = {
     "methods": "cfi,caf,average", "data": "auto", "sets": "msrs/test", "limit": 0, "draws": 10,
@@ -120,7 +120,7 @@ def summarise(effects: dict[str, dict[str, np.ndarray]]) -> dict:
     """
     found: dict = {
         kind: {
-            name: {"mean": float(values.mean()), "interval": list(interval(values))}
+            name: {"mean": float(values.mean()), "interval": list(mean_interval(values))}
             for name, values in by.items()
         }
         for kind, by in effects.items()
@@ -129,7 +129,7 @@ def summarise(effects: dict[str, dict[str, np.ndarray]]) -> dict:
     for name in QUALITIES:
         dropout = (effects["no_ir"][name] + effects["no_vi"][name]) / 2
         masks = [effects[kind][name] for kind in MASKED]
-        steps = [interval(dropout - masks[0]), interval(masks[0] - masks[1])]
+        steps = [mean_interval(dropout - masks[0]), mean_interval(masks[0] - masks[1])]
         holds = all(low > 0 for low, _ in steps)
         fails = any(high < 0 for _, high in steps)
         found["order"][name] = "holds" if holds else "fails" if fails else "open"
@@ -137,8 +137,7 @@ def summarise(effects: dict[str, dict[str, np.ndarray]]) -> dict:
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
@@ -167,7 +166,7 @@ def main(arguments: list[str]) -> int:
             orders = ", ".join(f"{quality} {order}" for quality, order in by["order"].items())
             print(f"  {name:10s} dropout > complementary > random: {orders}")
     if config.output:
-        shown = [a for a in arguments if not a.startswith(("data=", "output="))]
+        _, shown = split_arguments(arguments, ("data", "output"))
         head = {
             "command": shlex.join(["python", "training/analyse_interventions.py", *shown]),
             "draws": config.draws,

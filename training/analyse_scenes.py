@@ -24,7 +24,7 @@ from build_dictionary import load_backbone, scene_features
 
 from fusion_models.baffm.dictionary import SHIPPED, SceneDictionary
 from fusion_models.pairs import find_sets
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 
 DEFAULTS = {
     "evaluation": "docs/evaluation.json", "data": "auto",
@@ -77,8 +77,7 @@ def by_scene(values: np.ndarray, scenes: np.ndarray, rare: set[int], least: int)
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

@@ -40,7 +40,7 @@ from fusion_models.evaluation.detection import Matches, interval
 from fusion_models.evaluation.evaluate import evaluate_set
 from fusion_models.files import write_text
 from fusion_models.search.terms import FIXED
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_ros.inference import EngineError
 
 HERE = Path(__file__).resolve().parent
@@ -168,8 +168,7 @@ def as_markdown(table: Mapping[str, Mapping], ranks: Sequence[float]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

@@ -19,17 +19,20 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
+from method_tables import rules_table
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from fusion_models.boxes import read_boxes
 from fusion_models.evaluation.metrics import qabf, scd, vif
-from fusion_models.evaluation.visibility import hidden, kept_boxes, kept_masks
+from fusion_models.evaluation.objects import Objects, labelled_objects
+from fusion_models.evaluation.visibility import hidden
+from fusion_models.files import write_text
 from fusion_models.layers import MultiScaleFusion
-from fusion_models.pairs import DataError, ImagePair, PairSet, find_sets
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.pairs import DataError, PairSet, find_sets
+from fusion_models.settings import ConfigError, merge_settings, show_help
+from fusion_models.trainer import fuse_pair
 
 DEFAULTS = {"data": "auto", "sets": "", "limit": 0, "output": ""}
 NONE = (1e9,) * 7
@@ -42,38 +45,36 @@ RULES: Mapping[str, Mapping[str, object]] = {
     "nothing amplified": {"GAIN": (1.0,) * 7, "BOOST": (1.0,) * 7, "STRONG": (1.0,) * 7},
 }
 MULTIPLE = 32
+"""Images are padded to a multiple of this: the coarsest bands are at 1/32."""
 
 
-def fuse(rule: MultiScaleFusion, pair: ImagePair) -> np.ndarray:
-    """The target of a pair as `(H, W)` uint8."""
-    height, width = pair.ir.shape
-    pad = ((0, -height % MULTIPLE), (0, -width % MULTIPLE))
-    planes = np.stack([np.pad(x, pad, mode="reflect") for x in (pair.ir, pair.vi)])
-    with torch.inference_mode():
-        fused = rule(torch.from_numpy(planes.astype(np.float32) / 255.0)[None])[0, 0]
-    return np.rint(fused.numpy()[:height, :width] * 255).astype(np.uint8)
+class Target(nn.Module):
+    """The common target in place of a network, with some of its constants replaced.
+
+    Raises:
+        ConfigError: there is no such constant.
+    """
+
+    def __init__(self, changes: Mapping[str, object]):
+        super().__init__()
+        self.fusion = MultiScaleFusion()
+        for name, value in changes.items():
+            if not hasattr(self.fusion, name):
+                raise ConfigError(f"MultiScaleFusion has no constant {name}")
+            setattr(self.fusion, name, value)
+
+    def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
+        return self.fusion(torch.cat((ir, vi), 1))
 
 
 def measure(changes: Mapping[str, object], pair_set: PairSet, title: str) -> dict[str, float]:
     """Means over a set of the target with some constants replaced."""
-    rule = MultiScaleFusion()
-    for name, value in changes.items():
-        if not hasattr(rule, name):
-            raise ConfigError(f"MultiScaleFusion has no constant {name}")
-        setattr(rule, name, value)
+    target, labels = Target(changes), labelled_objects(pair_set)
     scores, objects = [], []
-    boxes = read_boxes(pair_set)[0] if (pair_set.root / "boxes").is_dir() else {}
     for pair in tqdm(pair_set, title, len(pair_set), leave=False, disable=None):
-        fused = fuse(rule, pair)
+        fused = fuse_pair(target, pair.ir, pair.vi, MULTIPLE)
         scores.append([f(fused, pair.ir, pair.vi) for f in (vif, qabf, scd, hidden)])
-        mask = pair_set.root / "masks" / f"{pair.stem}.png"
-        if mask.is_file():
-            ids = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
-            each = [ids == k for k in range(1, int(ids.max()) + 1)]
-            objects += kept_masks(fused, pair.ir, pair.vi, each)
-        elif pair.stem in boxes:
-            corners = boxes[pair.stem].in_pixels(*pair.ir.shape[::-1])
-            objects += kept_boxes(fused, pair.ir, pair.vi, corners)
+        objects += labels.get(pair.stem, Objects()).kept(fused, pair.ir, pair.vi)
     means = np.mean(scores, axis=0)
     row = {"pairs": len(scores), "objects": len(objects)}
     row |= dict(zip(("vif", "qabf", "scd", "hidden"), map(float, means)))
@@ -81,18 +82,10 @@ def measure(changes: Mapping[str, object], pair_set: PairSet, title: str) -> dic
     return row
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown: a row for each set and rule."""
-    lines = ["| set | rule | lost | hidden | VIF | Qabf | SCD |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        lost = "no labels" if row["lost"] is None else f"{row['lost']:.3f}"
-        figures = [lost, *(f"{row[name]:.3f}" for name in ("hidden", "vif", "qabf", "scd"))]
-        lines.append("| " + " | ".join([row["set"], row["rule"], *figures]) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main(arguments: list[str]) -> int:
     """Measure and print the table; return 0, or 2 for settings that cannot be used."""
+    if show_help(arguments, __doc__):
+        return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
         names = [name for name in str(config.sets).split(",") if name]
@@ -106,11 +99,11 @@ def main(arguments: list[str]) -> int:
     except (ConfigError, DataError) as error:
         print(f"compare_targets.py: {error}", file=sys.stderr)
         return 2
-    print(table(rows))
+    print(rules_table(rows))
     if config.output:
-        base = Path(config.output)
-        base.parent.mkdir(parents=True, exist_ok=True)
-        base.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        path = Path(config.output).with_suffix(".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(rows, indent=1) + "\n")
     return 0
 
 

@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 from fusion_models.boxes import Boxes
 from fusion_models.pairs import EXTENSIONS, DataError, read_class_ids, shorten, visible_files
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 
 DEFAULTS = {
     "dataset": "", "source": "", "output": "", "test": "", "symlink": False, "max_width": 0,
@@ -343,8 +343,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

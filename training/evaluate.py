@@ -78,7 +78,7 @@ from fusion_models.evaluation.evaluate import (
 from fusion_models.evaluation.report import Plate, WorstObjects, write_report
 from fusion_models.evaluation.rules import RULES, Fuse
 from fusion_models.pairs import ImagePair, PairSet, find_sets, is_video, list_pairs, spaced
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_models.trainer import source_commit
 from fusion_ros.cameras.street.export import export, export_video
 from fusion_ros.commands.benchmark.machine import cpu_name
@@ -287,8 +287,7 @@ def evaluate_with_pictures(
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     drawn = tempfile.TemporaryDirectory(prefix="simulated_")
     try:

@@ -52,7 +52,7 @@ from fusion_models.evaluation.detection import (
 from fusion_models.evaluation.misses import MissesPage
 from fusion_models.files import write_text
 from fusion_models.pairs import DataError, PairSet, find_sets
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_ros.frame.detector import Detector
 from fusion_ros.inference import EngineError, load_engine
 
@@ -218,8 +218,7 @@ def as_markdown(name: str, count: int, figures: Mapping[str, dict]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

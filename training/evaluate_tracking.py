@@ -38,7 +38,7 @@ from fusion_models.detection.pictures import pictures as all_pictures
 from fusion_models.evaluation.tracks import Record, Seen, total
 from fusion_models.files import write_text
 from fusion_models.pairs import PairSet, list_pairs
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_ros.cameras.street.scene import CameraModel
 from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal
 from fusion_ros.frame.detector import Detector
@@ -135,8 +135,7 @@ def table(records: dict[str, dict[str, Record]]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

@@ -25,7 +25,7 @@ from fusion_models import list_models
 from fusion_models.cfi.interventions import KINDS
 from fusion_models.deploy.cost import cost_of
 from fusion_models.files import write_text
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 
 DEFAULTS = {"docs": str(Path(__file__).resolve().parent.parent / "docs"), "check": False}
 TABLE = re.compile(r"(<!-- table ([a-z]+)(?: ([a-z0-9_]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -142,19 +142,24 @@ def effects_table(docs: Path) -> str:
     )
 
 
+def rules_table(rows: list[dict]) -> str:
+    """Rules of the common target, one row for each set and rule, as compare_targets.py measures."""
+    lines = []
+    for row in rows:
+        lost = "no labels" if row["lost"] is None else f"{row['lost']:.3f}"
+        figures = [f"{row[name]:.3f}" for name in ("hidden", "vif", "qabf", "scd")]
+        lines.append([f"{row['set']}, {row['pairs']}", row["rule"], lost, *figures])
+    head = ["set, pairs", "rule left out", "lost", "hidden", "VIF", "Qabf", "SCD"]
+    return markdown(head, lines)
+
+
 def targets_table(docs: Path) -> str:
-    """Rules of the common target, from compare_targets.py."""
+    """Rules of the common target, from docs/targets.json, with the command that measured them."""
     path = docs / "targets.json"
     if not path.is_file():
         return OPEN
-    rows = []
-    for row in json.loads(path.read_text(encoding="utf-8")):
-        lost = "no labels" if row["lost"] is None else f"{row['lost']:.3f}"
-        figures = [f"{row[name]:.3f}" for name in ("hidden", "vif", "qabf", "scd")]
-        rows.append([f"{row['set']}, {row['pairs']}", row["rule"], lost, *figures])
-    head = ["set, pairs", "rule left out", "lost", "hidden", "VIF", "Qabf", "SCD"]
     return (
-        markdown(head, rows)
+        rules_table(json.loads(path.read_text(encoding="utf-8")))
         + "\n`python training/compare_targets.py output=docs/targets` on simulated pairs of "
         "`python -m fusion_ros.cameras.street.export` and on the validation pairs.\n"
     )
@@ -181,8 +186,7 @@ def fill(page: str, docs: Path) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from fusion_models import list_models
 from fusion_models.files import write_text
 from fusion_models.pairs import find_sets, list_pairs, read_luminance, spaced
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help, split_arguments
 from fusion_models.trainer import Trainer, load_config
 
 HERE = Path(__file__).resolve().parent
@@ -161,15 +161,13 @@ def train(methods: list[str], deadline: float, settings: list[str], output: Path
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     started = time.monotonic()
-    own = tuple(f"{key}=" for key in DEFAULTS)
+    own, passed = split_arguments(arguments, DEFAULTS)
     summary: dict = {}
     try:
-        config = merge_settings(DEFAULTS, [a for a in arguments if a.startswith(own)])
-        passed = [a for a in arguments if not a.startswith(own)]
+        config = merge_settings(DEFAULTS, own)
         stages = config.do.split(",")
         if unknown := sorted(set(stages) - set(STAGES)):
             raise ConfigError(f"do={config.do}: {unknown[0]} is none of {', '.join(STAGES)}")

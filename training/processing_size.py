@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from fusion_models.deploy.speed import PAUSE, interleaved
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_ros.cameras.street.scene import CameraModel, thermal_to_rgb
 from fusion_ros.cameras.street.simulated import SimulatedRgb, SimulatedThermal
 from fusion_ros.frame.fuser import Fuser, processed_size
@@ -91,8 +91,7 @@ def draw(full: Fuser, small: Fuser, width: int, height: int) -> np.ndarray:
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

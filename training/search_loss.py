@@ -51,7 +51,7 @@ from fusion_models.search.data import TaskSampler, TaskSet, load_set
 from fusion_models.search.search import Search, SearchSettings, write_loss, write_trajectory
 from fusion_models.search.tasks import TASKS, DetectionTask, SegmentationTask
 from fusion_models.search.terms import FIXED, SPACES, LossTerms
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_models.trainer import source_commit
 
 LABELLED = ("person", "bicycle", "car")
@@ -168,8 +168,7 @@ def control(config, output: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

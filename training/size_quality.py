@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from fusion_models.boxes import read_boxes
 from fusion_models.evaluation.metrics import qabf, vif
-from fusion_models.evaluation.visibility import hidden, kept_boxes
+from fusion_models.evaluation.objects import Objects, labelled_objects
+from fusion_models.evaluation.visibility import hidden
 from fusion_models.pairs import DataError, ImagePair, PairSet, find_sets
 from fusion_models.settings import ConfigError, merge_settings
 from fusion_ros.frame.fuser import Fuser
@@ -60,15 +60,13 @@ def measure(method: str, pair_set: PairSet, size: int, threads: int) -> Row:
     """Fuse all pairs of a set at a size and compare each result with its sources."""
     fuser = Fuser(load_engine(model_path(method), "onnxruntime_cpu", threads=threads), size)
     scores, objects = [], []
-    boxes = read_boxes(pair_set)[0] if (pair_set.root / "boxes").is_dir() else {}
+    labels = labelled_objects(pair_set)
     name = Path(method).stem
     title = f"{name} {pair_set.name} {size}"
     for pair in tqdm(pair_set, title, len(pair_set), leave=False, disable=None):
         fused = _fuse(fuser, pair)
         scores.append([f(fused, pair.ir, pair.vi) for f in (vif, qabf, hidden)])
-        if pair.stem in boxes:
-            corners = boxes[pair.stem].in_pixels(*pair.ir.shape[::-1])
-            objects += kept_boxes(fused, pair.ir, pair.vi, corners)
+        objects += labels.get(pair.stem, Objects()).kept(fused, pair.ir, pair.vi)
     fuser.close()
     means = np.mean(scores, axis=0)
     lost = float(np.mean([one.lost for one in objects])) if objects else None

@@ -51,7 +51,7 @@ from fusion_models.deploy.speed import (
     torch_cuda,
     torch_forms,
 )
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_models.trainer import source_commit
 from fusion_ros.commands.benchmark.machine import cpu_name
 from fusion_ros.frame.fuser import Fuser
@@ -70,8 +70,7 @@ DEFAULTS = {
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

@@ -23,14 +23,14 @@ import sys
 from pathlib import Path
 
 from fusion_models.pairs import DataError
+from fusion_models.settings import show_help
 from fusion_models.trainer import ConfigError, Trainer, load_config
 
 CONFIG = Path(__file__).resolve().parent.parent / "config" / "training"
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         trainer = Trainer(load_config(arguments, CONFIG))

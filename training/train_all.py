@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from fusion_models import list_models
-from fusion_models.settings import ConfigError, parse_arguments
+from fusion_models.settings import ConfigError, parse_arguments, split_arguments
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,9 +45,9 @@ def finished(folder: Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    own = ("methods=", "output=", "sets=", "evaluate=")
+    own, passed = split_arguments(arguments, ("methods", "output", "sets", "evaluate"))
     try:
-        given = parse_arguments([a for a in arguments if a.startswith(own)])
+        given = parse_arguments(own)
         methods = given.get("methods", "") or ",".join(list_models())
         unknown = sorted(set(methods.split(",")) - set(list_models()))
         if unknown:
@@ -58,7 +58,6 @@ def main(arguments: list[str]) -> int:
         print(f"train_all.py: {error}", file=sys.stderr)
         return 2
     output = Path(given.get("output", "") or "runs/full")
-    passed = [a for a in arguments if not a.startswith(own)]
     failed = []
     for method in methods.split(","):
         folder, start = output / method, time.monotonic()

@@ -61,7 +61,7 @@ from fusion_models.detection.pictures import pictures as all_pictures
 from fusion_models.files import write_text
 from fusion_models.hardware import choose_precision, keep_freed_memory
 from fusion_models.pairs import DataError, PairSet, find_pair_folders, find_sets, list_pairs
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_ros.cameras.street import export as street
 from fusion_ros.cameras.street.kinds import KINDS, ORDINARY
 from fusion_ros.inference import EngineError
@@ -280,8 +280,7 @@ def export(config, output: Path, record: dict) -> Path:
 
 
 def main(arguments: list[str], say: Callable[[str], None] = print) -> int:
-    if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+    if show_help(arguments, __doc__):
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)

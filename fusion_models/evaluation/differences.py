@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-__all__ = ["Difference", "difference", "interval"]
+__all__ = ["Difference", "difference", "mean_interval"]
 
 REPEATS = 2000
 LEVEL = 0.95
@@ -39,7 +39,7 @@ class Difference:
         return {**asdict(self), "seeds": list(self.seeds), "clear": self.clear}
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean of `[n]` values, by resampling them."""
     values = np.asarray(values, np.float64)
     picks = np.random.default_rng(seed).integers(len(values), size=(REPEATS, len(values)))
@@ -59,5 +59,5 @@ def difference(row: np.ndarray, reference: np.ndarray) -> Difference:
             f"tables of {row.shape} and {reference.shape}: expected two of (seeds, images)"
         )
     apart = row - reference
-    low, high = interval(apart.mean(0))
+    low, high = mean_interval(apart.mean(0))
     return Difference(float(apart.mean()), low, high, tuple(apart.mean(1).tolist()))

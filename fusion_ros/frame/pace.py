@@ -56,8 +56,8 @@ class _Limits:
 
 _LIMITS = _Limits(full=0.9, aim=0.8, rise=0.75)
 _LIMITS_OF_LANES = _Limits(full=0.95, aim=0.88, rise=0.82)
-"""Two frames in hand take less time than one after the other, and one that takes long holds none:
-simulated at the first figures, 1 % of the pairs are lost instead of 3."""
+"""Of two frames in progress at a time one that takes long does not delay the other, so that more of
+the time can be used before pairs are lost."""
 _LOST = 0.05
 """Share of lost pairs above which a size is too large, although its time seems to suffice."""
 _BUSY = 0.5

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -235,7 +236,7 @@ class Pipeline:
         self._border: tuple[tuple, SoftBorder] | None = None
         self._registration = Registration()
         self._plain: tuple[tuple[float, ...], Registration] | None = None
-        self._registered_for: tuple | None = None
+        self._registered_for: _RegisteredFor | None = None
         self._unusable: str | None = None
         self.registration_state = RegistrationState()
         self._rgb_size: Size | None = None
@@ -437,11 +438,12 @@ class Pipeline:
         """Renew the registration if the calibration or the sizes have changed."""
         settings, thermal, rgb = setup.settings, setup.thermal_camera, setup.rgb_camera
         by_lenses = not (settings.homography or thermal is None or rgb is None)
-        key = (thermal, rgb) if by_lenses else (settings.homography, None)
-        key += (thermal_size, size, *([settings.thermal_rotation] if by_lenses else []))
-        if key == self._registered_for:
+        calibration = (thermal, rgb, settings.thermal_rotation) if by_lenses else None
+        key = _RegisteredFor(calibration, settings.homography, (thermal_size, size))
+        before = self._registered_for
+        if key == before:
             return
-        before, self._registered_for = self._registered_for, key
+        self._registered_for = key
         self._unusable = None
         try:
             if by_lenses:
@@ -452,9 +454,9 @@ class Pipeline:
                 )
             else:
                 registration = self._by_homography(settings.homography)
-            same_sizes = before is not None and len(before) == len(key) and before[2:4] == key[2:4]
-            same = by_lenses and same_sizes
-            if same and _agree(self._registration, registration, thermal_size, size):
+            was_by_lenses = before is not None and before.calibration is not None
+            comparable = by_lenses and was_by_lenses and before.sizes == key.sizes
+            if comparable and _agree(self._registration, registration, thermal_size, size):
                 return
             registration.prepare(thermal_size, size)
         except ValueError as error:
@@ -518,6 +520,14 @@ class Pipeline:
         if buffer is None or buffer.shape != shape:
             buffer = self._buffers[name, lane] = np.empty(shape, np.uint8)
         return buffer
+
+
+class _RegisteredFor(NamedTuple):
+    """What a registration was made from; `calibration` is None where the cameras' do not count."""
+
+    calibration: tuple[Calibration, Calibration, tuple[float, ...]] | None
+    homography: tuple[float, ...]
+    sizes: tuple[Size, Size]
 
 
 def _alone(
