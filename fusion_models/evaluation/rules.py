@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Fusion without a network: the sources alone, the rules of the pixel, weighted means.
+"""Fusion without a network: the sources alone, pixel-wise rules, weighted means.
 
 Each maps a pair to a fused luminance `(H, W)` uint8. They belong into every table: a method has to
 be better than they are at something. Needs numpy and OpenCV only.

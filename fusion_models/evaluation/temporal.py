@@ -111,7 +111,7 @@ class VideoTimes:
         self._before, self._sources = dict(fused), (ir, vi)
 
     def result(self) -> dict[str, OverTime]:
-        """Figures by method; of none if no two frames have consistent flow."""
+        """Figures by method; empty if no two frames have consistent flow."""
         return {
             name: OverTime(float(np.mean(added)), brightness_variation(self._means[name]))
             for name, added in self._flicker.items()
