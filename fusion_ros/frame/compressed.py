@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fusion_ros.frame.bit_depth import BitDepth
 from fusion_ros.frame.images import ENCODINGS, ImageError, to_8bit
 from fusion_ros.size import Size
 
@@ -81,11 +82,16 @@ def thermal_array(msg: Any, out: np.ndarray | None = None) -> np.ndarray:
     return ENCODINGS[encoding].grey(pixels, Size.of(pixels), None)
 
 
-def visible_bgr(msg: Any, out: np.ndarray | None = None) -> np.ndarray:
-    """The visible image as (H, W, 3) uint8 BGR. Raises `ImageError` as `check` does."""
+def visible_bgr(
+    msg: Any, out: np.ndarray | None = None, depth: BitDepth | None = None
+) -> np.ndarray:
+    """The visible image as (H, W, 3) uint8 BGR; depth: as for `images.visible_bgr`.
+
+    Raises `ImageError` as `check` does.
+    """
     pixels, encoding = _decode(msg)
     image = ENCODINGS[encoding].bgr(pixels, Size.of(pixels), None)
-    return image if image.dtype == np.uint8 else to_8bit(image)
+    return image if image.dtype == np.uint8 else to_8bit(image, depth=depth)
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:

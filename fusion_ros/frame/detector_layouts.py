@@ -29,8 +29,9 @@ yolov8: [1, 4 + classes, N] centre, size and class scores (YOLOv8, v9, 11, 12; 2
 obb: the same and an angle, [1, 5 + classes, N]; yolov5: [1, N, 5 + classes] with objectness
 (YOLOv5 to v7); yolox: the same in units of grid cells, or in pixels; end2end: [1, N, 6] corners,
 score and class (YOLOv10, 26, exports with suppression), or [N, 7] with the image's number first
-(YOLOv7); rtdetr: centre and size as shares of the image (RT-DETR); separate: boxes, scores and
-classes as outputs of their own (EfficientNMS, D-FINE, RT-DETR).
+(YOLOv7, whose class comes before the score, and YOLO-NAS); rtdetr: centre and size as shares of
+the image (RT-DETR); separate: boxes, scores and classes as outputs of their own (EfficientNMS,
+D-FINE, RT-DETR).
 """
 
 _FORMS = {
@@ -146,8 +147,10 @@ class Layout:
         if self.name == "separate":
             return _join([np.asarray(outputs[name]) for name in self.output])
         table = np.asarray(outputs[self.output[0]])
-        if table.ndim == 2 and table.shape[1] == 7:  # image, corners, class, score
-            return table[table[:, 0] == 0][:, [1, 2, 3, 4, 6, 5]].T.astype(np.float32, copy=False)
+        if table.ndim == 2 and table.shape[1] == 7:  # the image's number, corners, and two more
+            rows = table[table[:, 0] == 0]
+            columns = [1, 2, 3, 4, *_score_and_class(rows)]
+            return rows[:, columns].T.astype(np.float32, copy=False)
         if table.ndim != 3 or not table.shape[0]:
             raise EngineError(f"the detector gives {table.shape}, expected {_FORMS[self.name]}")
         table = table[0].astype(np.float32, copy=False)
@@ -251,6 +254,14 @@ class Layout:
             strides = np.full(rows.size, stride)
             levels.append(np.stack([columns.ravel(), rows.ravel(), strides]))
         return np.concatenate(levels, axis=1).astype(np.float32)
+
+
+def _score_and_class(rows: np.ndarray) -> tuple[int, int]:
+    """Columns of score and class in rows (N, 7): classes are whole numbers, scores are not."""
+    fifth, sixth = rows[:, 5], rows[:, 6]
+    with np.errstate(invalid="ignore"):
+        is_class = (fifth == np.rint(fifth)).all()
+    return (6, 5) if is_class or not (sixth == np.rint(sixth)).all() else (5, 6)
 
 
 def find_layout(

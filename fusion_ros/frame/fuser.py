@@ -248,10 +248,17 @@ class Fuser:
 
     def _infer(self) -> dict[str, np.ndarray]:
         try:
-            return self.engine.run(self._feeds)
+            outputs = self.engine.run(self._feeds)
         except EngineError:
             self._allocated = None  # another engine may run the next frame, in another form
             raise
+        if not self.converts_on_gpu and outputs[FUSED].shape != self._feeds[IR].shape:
+            # Not each size is tried when a model is loaded, and OpenCV takes any.
+            raise EngineError(
+                f"the network makes {list(outputs[FUSED].shape)} of images "
+                f"{list(self._feeds[IR].shape)}, expected the same shape: the frame is left out"
+            )
+        return outputs
 
     def _at_full_size(self, fused: np.ndarray) -> np.ndarray:
         if self._upsampler is None:

@@ -23,6 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fusion_ros.frame.bit_depth import ALL_BITS, BitDepth
 from fusion_ros.size import Size
 
 __all__ = [
@@ -73,6 +74,28 @@ def _grey(code: int) -> Conversion:
     return _colour(code, channels=1)
 
 
+def _demosaic(code: int, channels: int) -> Conversion:
+    """Conversion of a Bayer pattern, of two rows or columns as well: OpenCV makes those black."""
+    convert = _colour(code, channels)
+
+    def of_any_size(pixels: np.ndarray, size: Size, out: np.ndarray | None) -> np.ndarray:
+        if not _is_tiny(size):
+            return convert(pixels, size, out)
+        # By an even number of pixels, so that the pattern goes on.
+        padded = cv2.copyMakeBorder(pixels, 2, 2, 2, 2, cv2.BORDER_REFLECT_101)
+        image = convert(padded, Size.of(padded), None)[2:-2, 2:-2]
+        out = output_buffer(out, image.shape, image.dtype.type)
+        np.copyto(out, image)
+        return out
+
+    return of_any_size
+
+
+def _is_tiny(size: Size) -> bool:
+    """Whether OpenCV cannot demosaic an image of this size."""
+    return min(size) < 3
+
+
 def _first_plane(pixels: np.ndarray, size: Size, out: np.ndarray | None) -> np.ndarray:
     """The luminance of planar YUV as it is, a view."""
     return pixels[: size.height, : size.width]
@@ -104,6 +127,7 @@ class Encoding:
     bgr: to the visible image, (H, W, 3) of `dtype`; None where it cannot be one.
     planes: rows in memory for each row of the image; above 1 where chroma follows luminance.
     multiple: the width and height are multiples of these.
+    least: width and height are at least this.
     bridged: cv_bridge converts it, where it is installed.
     """
 
@@ -113,6 +137,7 @@ class Encoding:
     bgr: Conversion | None = _bgr_of_grey
     planes: int | Fraction = 1
     multiple: Size = _ANY_SIZE
+    least: int = 1
     bridged: bool = False
 
     @property
@@ -131,7 +156,7 @@ def _colours(dtype: type, order: str) -> Encoding:
 def _bayer(dtype: type, order: str) -> Encoding:
     """Encoding of a Bayer pattern; OpenCV names it by its second row's second and third pixel."""
     grey, bgr = (getattr(cv2, f"COLOR_Bayer{order}2{to}") for to in ("GRAY", "BGR"))
-    return Encoding(dtype, 1, _grey(grey), _colour(bgr), bridged=True)
+    return Encoding(dtype, 1, _demosaic(grey, 1), _demosaic(bgr, 3), least=2, bridged=True)
 
 
 def _packed_yuv(order: str) -> Encoding:
@@ -209,6 +234,9 @@ def view(msg: Any) -> np.ndarray:
     row_bytes = width * encoding.pixel_bytes
     if height <= 0 or width <= 0:
         raise _error(msg, "it has no pixels; expected a width and height of at least 1")
+    if min(width, height) < encoding.least:
+        least = encoding.least
+        raise _error(msg, f"expected at least {least}x{least} pixels, since they share colours")
     if width % encoding.multiple.width or height % encoding.multiple.height:
         which = "width" if encoding.multiple.height == 1 else "width and height"
         raise _error(msg, f"expected an even {which}, since pixels share their colour")
@@ -257,11 +285,14 @@ def thermal_array(msg: Any, out: np.ndarray | None = None) -> np.ndarray:
     return _convert(msg, pixels, encoding.grey, "mono16" if pixels.itemsize == 2 else "mono8", out)
 
 
-def visible_bgr(msg: Any, out: np.ndarray | None = None) -> np.ndarray:
+def visible_bgr(
+    msg: Any, out: np.ndarray | None = None, depth: BitDepth | None = None
+) -> np.ndarray:
     """The visible image as (H, W, 3) uint8 BGR.
 
     A view of the message for bgr8 and 8UC3 (`out` stays untouched), converted otherwise, into
-    `out` if given; see `to_8bit` for 16-bit ones. Raises `ImageError` as `view` does.
+    `out` if given; see `to_8bit` for 16-bit ones. depth: of the camera's 16-bit images; None if
+    they use all bits. Raises `ImageError` as `view` does.
     """
     encoding = _encoding(msg.encoding)
     if encoding.bgr is None:
@@ -273,13 +304,19 @@ def visible_bgr(msg: Any, out: np.ndarray | None = None) -> np.ndarray:
     pixels = view(msg)
     if pixels.dtype == np.uint8:
         return _convert(msg, pixels, encoding.bgr, "bgr8", out)
-    return to_8bit(_convert(msg, pixels, encoding.bgr, "bgr16", None), out)
+    return to_8bit(_convert(msg, pixels, encoding.bgr, "bgr16", None), out, depth)
 
 
-def to_8bit(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """16 bit to 8 bit, for visible images: 0..65535 becomes 0..255, rounded, as in cv_bridge."""
+def to_8bit(
+    pixels: np.ndarray, out: np.ndarray | None = None, depth: BitDepth | None = None
+) -> np.ndarray:
+    """16 bit to 8 bit, for visible images: 0..65535 becomes 0..255, rounded, as in cv_bridge.
+
+    depth: how many of the 16 bits are used, which then become 0..255; None for all.
+    """
+    bits = ALL_BITS if depth is None else depth.update(pixels)
     out = output_buffer(out, pixels.shape)
-    return cv2.convertScaleAbs(pixels, dst=out, alpha=255 / 65535)
+    return cv2.convertScaleAbs(pixels, dst=out, alpha=255 / (2**bits - 1))
 
 
 def _native(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -299,7 +336,8 @@ def _convert(
     encoding = ENCODINGS[msg.encoding]
     # cv_bridge takes rows for whole pixels, and fails at big-endian ones beside numpy 2.
     little = pixels.itemsize == 1 or not msg.is_bigendian
-    if encoding.bridged and little and msg.step % encoding.pixel_bytes == 0:
+    bridged = encoding.bridged and not (encoding.least > 1 and _is_tiny(size))
+    if bridged and little and msg.step % encoding.pixel_bytes == 0:
         converted = _by_cv_bridge(msg, target)
         if converted is not None:
             return converted

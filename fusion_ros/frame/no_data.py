@@ -10,7 +10,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-__all__ = ["EmptyBorder"]
+__all__ = ["LARGEST", "EmptyBorder", "without_data"]
+
+LARGEST = 1e6
+"""Float pixels of this size and more are no temperatures: drivers fill in the largest float."""
 
 _STRIDE = 4
 """Every so many rows and columns are looked at in each frame."""
@@ -36,30 +39,37 @@ class EmptyBorder:
     def update(self, frame: np.ndarray, rectified: bool = False) -> np.ndarray | None:
         """Take a frame (H, W) uint8, uint16, int16 or float32 into account and return `seen`.
 
-        Without data are 0 in uint16 frames, what is not finite in float32 ones, and 0 in uint8
-        ones of `rectified` images, as 0 is an ordinary grey level otherwise.
+        Without data is what `without_data` says, and 0 in uint8 frames of `rectified` images, as 0
+        is an ordinary grey level otherwise.
         """
         if self.seen is not None and self.seen.shape != frame.shape:
             self.seen = None
         if frame.dtype == np.int16 or (frame.dtype == np.uint8 and not rectified):
             self.seen = self._sample = None
             return None
-        sample = _empty(frame[::_STRIDE, ::_STRIDE])
+        empty = np.logical_not if frame.dtype == np.uint8 else without_data
+        sample = empty(frame[::_STRIDE, ::_STRIDE])
         if self._sample is not None and np.array_equal(sample, self._sample):
             self._agreed += 1
         else:
             self._sample, self._agreed = sample, 1
         # The first frame alone is enough to begin with.
         if self._agreed == _STEADY_FRAMES or (self.seen is None and sample.any()):
-            border = _border(_empty(frame))
+            border = _border(empty(frame))
             seen = None if border is None else ~border
             if seen is None or self.seen is None or not np.array_equal(seen, self.seen):
                 self.seen = seen
         return self.seen
 
 
-def _empty(pixels: np.ndarray) -> np.ndarray:
-    return ~np.isfinite(pixels) if pixels.dtype == np.float32 else pixels == 0
+def without_data(pixels: np.ndarray) -> np.ndarray:
+    """Where a thermal image has no data, bool: 0 of uint16, no temperature of float32."""
+    if pixels.dtype == np.uint16:
+        return pixels == 0
+    if pixels.dtype == np.float32:
+        with np.errstate(invalid="ignore"):
+            return ~(np.abs(pixels) < LARGEST)
+    return np.zeros(pixels.shape, bool)
 
 
 def _border(empty: np.ndarray) -> np.ndarray | None:

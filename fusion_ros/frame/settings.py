@@ -220,6 +220,13 @@ class Settings:
         choices=DROPOUT_POLICIES,
         dynamic=True,
     )
+    rgb_bits: int = parameter(
+        0,
+        "bits that 16-bit RGB images use, such as 12, which become the 8 bits of the fused image; "
+        "0: by their values, 10, 12, 14 or 16",
+        (0, 16),
+        dynamic=True,
+    )
     gain_mode: str = parameter(
         "percentile",
         "how thermal counts become 8-bit grey levels",

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from fusion_ros.frame.images import output_buffer
+from fusion_ros.frame.no_data import LARGEST, without_data
 from fusion_ros.frame.radiometry import Radiometry, radiometry_of
 
 __all__ = ["MODES", "POLARITIES", "GainControl"]
@@ -26,7 +27,7 @@ _FLOAT_COUNT = 0.01
 """Degrees that stand for a count in float images, as in cameras that count hundredths."""
 _EDGE_ROWS = (0, 1, 2, 3, -4, -3, -2, -1)
 """Rows that may hold telemetry: cameras put at most 3 above or below their image."""
-_NOTHING = -1e6
+_NOTHING = -LARGEST
 """Stands for pixels without data in float frames: below every temperature."""
 
 
@@ -49,8 +50,9 @@ class GainControl:
     the limits (the first frame after a shutter calibration, another clip), they jump.
 
     Pixels without data take no part in that and become black: 0 in 16-bit frames (borders of a
-    rectified image, dead pixels) and what is not finite in float ones. Rows of telemetry at the
-    top or bottom, which are mostly 0, are left out too and show the image row next to them.
+    rectified image, dead pixels), NaN, infinity and what is far from a temperature in float ones.
+    Rows of telemetry at the top or bottom, which are mostly 0, are left out too and show the image
+    row next to them.
 
     Attributes, all of which may be set between frames:
         low, high: percentiles, 0 <= low < high <= 100.
@@ -146,10 +148,8 @@ class GainControl:
                 _scale(frame, low, _WHITE / (high - low), out)
         if black_hot:
             np.bitwise_not(out, out=out)
-            if frame.dtype == np.uint16:
-                out[frame == 0] = 0
-            elif frame.dtype == np.float32:
-                out[~np.isfinite(frame)] = 0
+            if frame.dtype in (np.uint16, np.float32):
+                out[without_data(frame)] = 0
         out[: rows.start] = out[rows.start]
         out[rows.stop :] = out[rows.stop - 1]
         return out
@@ -261,26 +261,24 @@ class GainControl:
 
 
 def _scale(frame: np.ndarray, low: float, gain: float, out: np.ndarray) -> None:
-    """Write gain * (frame - low), rounded and clipped to 0..255; what is not finite becomes 0."""
+    """Write gain * (frame - low), rounded and clipped to 0..255; what has no data becomes 0."""
     # The one OpenCV call that scales, shifts, saturates and converts in a single pass.
-    cv2.addWeighted(_finite(frame), gain, frame, 0.0, -low * gain, dst=out, dtype=cv2.CV_8U)
+    frame = _finite(frame)
+    cv2.addWeighted(frame, gain, frame, 0.0, -low * gain, dst=out, dtype=cv2.CV_8U)
 
 
 def _finite(frame: np.ndarray) -> np.ndarray:
-    """The frame, with `_NOTHING` where a float frame is not finite."""
-    if frame.dtype != np.float32 or cv2.checkRange(frame)[0]:
+    """The frame, with `_NOTHING` where a float frame has no data."""
+    if frame.dtype != np.float32 or cv2.checkRange(frame, minVal=-LARGEST, maxVal=LARGEST)[0]:
         return frame
-    return np.where(np.isfinite(frame), frame, np.float32(_NOTHING))
+    return np.where(without_data(frame), np.float32(_NOTHING), frame)
 
 
 def _with_data(pixels: np.ndarray) -> np.ndarray:
     """A flat copy of the pixels with data; of all pixels if none has any."""
-    if pixels.dtype == np.uint16:
-        kept = pixels[pixels > 0]
-    elif pixels.dtype == np.float32:
-        kept = pixels[np.isfinite(pixels) & (pixels > _NOTHING)]
-    else:
+    if pixels.dtype not in (np.uint16, np.float32):
         return pixels.flatten()
+    kept = pixels[~without_data(pixels)]
     return kept if kept.size else np.zeros(1, pixels.dtype)
 
 

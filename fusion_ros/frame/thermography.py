@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion_ros.frame.detector import Detection
+from fusion_ros.frame.no_data import without_data
 from fusion_ros.frame.radiometry import Radiometry, radiometry_of
 from fusion_ros.frame.registration import Registration
 from fusion_ros.size import Size
@@ -45,10 +46,7 @@ class Thermography:
         if self.counts.dtype == np.uint8:
             return None
         values = self.counts[self._pixels(box)]
-        if values.dtype == np.uint16:
-            values = values[values > 0]
-        elif values.dtype == np.float32:
-            values = values[np.isfinite(values)]
+        values = values[~without_data(values)]
         if not values.size:
             return None
         median = float(np.median(values))

@@ -231,11 +231,18 @@ def _session(
 def _explain(onnx: Path, error: str) -> str:
     """Say which version reads the model if this onnxruntime is too old for it."""
     versions = re.search(r"model IR version: (\d+), max supported IR version: (\d+)", error)
+    opset = re.search(r"Opset (\d+) is under development.*? is till opset (\d+)", error, re.DOTALL)
     foreign = re.search(r"(\S+?)\(-?\d+\) is not a registered function", error)
     if foreign:
         return (
             f"{onnx} needs the operator {foreign[1]}, which belongs to another runtime: export "
             "the model without it, a detector without suppression by a plugin"
+        )
+    if opset:
+        return (
+            f"{onnx} has ONNX opset {opset[1]}, but onnxruntime {ort.__version__} reads only up to "
+            f"{opset[2]}: install a newer one by `pip install --upgrade onnxruntime`, or export "
+            "the model with an older opset"
         )
     if not versions:
         return f"onnxruntime {ort.__version__} cannot load {onnx}: {error}"

@@ -209,6 +209,8 @@ def _mismatch(camera: Camera, mismatched: Sequence[Any]) -> str:
 def _images(camera: Camera, parameters: Parameters) -> list[Condition]:
     """What is wrong with the images that come."""
     found = []
+    if text := camera.depth.assumption:
+        found.append(Condition(Level.WARN, text))
     expected = getattr(parameters, f"{camera.name}_rate") or camera.usual_rate
     rate = camera.rate()
     if expected and camera.received > 1 and rate < expected / 2:

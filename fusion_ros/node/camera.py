@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusion_ros.frame.bit_depth import BitDepth
 from fusion_ros.frame.calibration import Calibration
 
 __all__ = ["Camera"]
@@ -41,6 +42,7 @@ class Camera:
         refusal: why the latest image that could not be used was refused.
         doubtful: number of images to decode before they are paired, since one could not be decoded
             after it had its partner.
+        depth: of its 16-bit images, where it is the RGB camera.
         info: latest sensor_msgs/CameraInfo.
         calibration: the one in `info`; None if the camera is not calibrated.
         has_info: set once a CameraInfo has come.
@@ -60,6 +62,7 @@ class Camera:
     reliable: bool = True
     refusal: str = ""
     doubtful: int = 0
+    depth: BitDepth = field(default_factory=BitDepth)
     info: Any = None
     calibration: Calibration | None = None
     has_info: threading.Event = field(default_factory=threading.Event)
@@ -90,6 +93,7 @@ class Camera:
             self.heard = self.clock()
             self.silent = self._overdue = False
             self.doubtful = 0
+            self.depth.restart()
             for latest in (self._heard_at, self._repeated, self._refused):
                 latest.clear()
 

@@ -27,6 +27,7 @@ from fusion_ros.node.outputs import (
     FUSED,
     FUSED_INFO,
     Outputs,
+    compressed_topic,
 )
 from fusion_ros.node.parameters import Parameters
 from fusion_ros.node.ready import Ready
@@ -100,6 +101,7 @@ class Configured:
             self.graph,
         )
         self.frames.arrival_stamps = parameters.stamp_source == "arrival"
+        self.cameras[1].depth.given = parameters.rgb_bits
         # The worker outlives a deactivation, since the frame in hand may be building an engine.
         # It frees the networks itself: nobody else knows when that frame is done.
         self.worker: Lanes[Job] = Lanes(
@@ -120,6 +122,7 @@ class Configured:
             if offset_ns != self.pairer.thermal_offset_ns:
                 self.pairer.thermal_offset_ns = offset_ns
         self.frames.arrival_stamps = parameters.stamp_source == "arrival"
+        self.cameras[1].depth.given = parameters.rgb_bits
         self.outputs.jpeg_quality = parameters.jpeg_quality
         self.pipeline.change(settings=parameters)
         self.pace.least = parameters.min_processing_size
@@ -258,9 +261,12 @@ class Configured:
     def _refuse_shared_topics(self) -> None:
         """Raise ValueError where remapping gives two topics one name."""
         topics: dict[str, str] = {}
-        inputs = [topic for one in self.cameras for topic in (one.image_topic, one.info_topic)]
-        for topic in (*inputs, FUSED, FUSED_INFO, ANNOTATED, DETECTIONS):
-            full = self.graph.resolve(topic)
+        of_images = [*(one.image_topic for one in self.cameras), FUSED, ANNOTATED]
+        others = [*(one.info_topic for one in self.cameras), FUSED_INFO, DETECTIONS]
+        named = [(topic, self.graph.resolve(topic)) for topic in (*of_images, *others)]
+        # Their compressed forms are beside them, whatever they are remapped to.
+        beside = [(compressed_topic(t), compressed_topic(full)) for t, full in named[:4]]
+        for topic, full in (*named, *beside):
             if full in topics:
                 raise ValueError(
                     f"the topics {topics[full]} and {topic} are both remapped to {full}: expected "

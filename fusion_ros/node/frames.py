@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,9 +107,11 @@ class Frames:
         self._rgb = cameras[1]
         self._graph = graph
         self._shares = Shares()
+        readers = _READERS | {"rgb": partial(images.visible_bgr, depth=self._rgb.depth)}
         self._converters = [
-            {name: images.Converter(read) for name, read in _READERS.items()} for _ in range(2)
+            {name: images.Converter(read) for name, read in readers.items()} for _ in range(2)
         ]
+        self._decoders = _DECODERS | {"rgb": partial(compressed.visible_bgr, depth=self._rgb.depth)}
 
     def process(self, job: Job, lane: int = 0) -> Generator[None, None, None]:
         """Fuse the job's images and publish what has subscribers; a generator for `Lanes`.
@@ -186,7 +189,7 @@ class Frames:
             return None
         try:
             if isinstance(msg, CompressedImage):
-                return _DECODERS[camera.name](msg)
+                return self._decoders[camera.name](msg)
             return self._converters[lane][camera.name](msg)
         except images.ImageError:
             camera.doubtful = _DOUBTFUL

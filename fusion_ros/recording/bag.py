@@ -2,9 +2,9 @@
 """Opening a bag of any kind, and finding the cameras' topics in it.
 
 with open_bag("drive_0042") as bag:
-topics = find_cameras(bag)
-for record in bag.records([topics.thermal.image, topics.rgb.image]):
-image = bag.message(record)        # fields of sensor_msgs/Image or CompressedImage
+    topics = find_cameras(bag)
+    for record in bag.records([topics.thermal.image, topics.rgb.image]):
+        image = bag.message(record)        # fields of sensor_msgs/Image or CompressedImage
 """
 
 from __future__ import annotations

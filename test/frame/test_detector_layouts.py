@@ -164,6 +164,7 @@ EXPORTS = {
     ),
     "end2end pose": (end2end(extra=POINTS), {**POSE, "end2end": "True"}, {}),
     "yolov7 with suppression": (yolov7_nms(), {"names": str(NAMES)}, {"free": True}),
+    "yolo-nas": (yolov7_nms()[:, [0, 1, 2, 3, 4, 6, 5]], {"names": str(NAMES)}, {"free": True}),
     "rtdetr": (rtdetr(), DETECT, {}),
     "rtdetr with ids": (rtdetr(ids=True), {**DETECT, "head": "RTDETRDecoder"}, {}),
     "efficient nms": (efficient_nms(), {"names": str(NAMES)}, {}),

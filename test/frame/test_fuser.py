@@ -59,6 +59,25 @@ def test_any_size_comes_back_as_the_average_of_the_two_lumas(average, size):
     assert (fused == expected).mean() > 0.4
 
 
+class Cropper(Recorder):
+    """Gives an output of whole blocks of 32 pixels, at sizes that no trial run has."""
+
+    def run(self, feeds):
+        height, width = feeds["ir"].shape[2:]
+        if width < 400:
+            return {"fused": feeds["ir"]}
+        return {"fused": feeds["ir"][..., : height // 32 * 32, : width // 32 * 32]}
+
+
+def test_an_output_of_another_size_costs_the_frame_and_is_never_the_visible_image():
+    fuser = Fuser(Cropper())
+    with pytest.raises(EngineError, match=r"\[1, 1, 320, 480\] of images \[1, 1, 328, 504\]"):
+        fuser.fuse(*pair(504, 328))
+    with pytest.raises(EngineError, match="expected the same shape"):
+        fuser.fuse_luminance(*np.zeros((2, 328, 504), np.float32))
+    assert fuser.fuse(*pair(64, 48)).shape == (48, 64, 3)
+
+
 @pytest.mark.parametrize("size", [(501, 333), (37, 41), (64, 48), (5, 3)])
 def test_padding_is_the_reflection_of_the_image(size):
     engine = Recorder()

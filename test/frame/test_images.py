@@ -234,6 +234,28 @@ def test_tiny_images_are_read_or_refused_with_an_image_error(encoding):
                 pass
 
 
+@pytest.mark.parametrize("encoding", BAYER)
+@pytest.mark.parametrize("size", [(2, 2), (2, 9), (7, 2), (3, 3)])
+def test_bayer_patterns_of_two_rows_or_columns_have_the_colour_under_them(encoding, size):
+    width, height = size
+    layout = images.ENCODINGS[encoding]
+    at = {"r": 40, "g": 120, "b": 200}
+    order = np.array([at[colour] for colour in encoding[6:10]]).reshape(2, 2)
+    rows, columns = np.indices((height, width)) % 2
+    scale = 257 if layout.dtype == np.uint16 else 1
+    pixels = (order[rows, columns] * scale).astype(layout.dtype)
+    bgr = images.visible_bgr(message(pixels, encoding))
+    assert bgr.shape == (height, width, 3)
+    np.testing.assert_allclose(bgr, np.broadcast_to([200, 120, 40], bgr.shape), atol=1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 8), (8, 1)])
+def test_a_bayer_pattern_without_all_colours_is_refused(size):
+    pixels = np.zeros(size, np.uint8)
+    with pytest.raises(ImageError, match="at least 2x2 pixels"):
+        images.visible_bgr(message(pixels, "bayer_rggb8"))
+
+
 def test_an_encoding_in_capitals_is_refused_with_the_right_name():
     with pytest.raises(ImageError, match="did you mean 'rgb8'"):
         images.view(FakeImage(1, 1, "RGB8", 0, 3, array.array("B", bytes(3))))

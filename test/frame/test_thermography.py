@@ -57,6 +57,7 @@ def test_there_is_none_where_the_camera_sees_or_measures_nothing():
         scene(255, 100, np.uint8),
         scene(0, 0),
         scene(np.nan, np.nan, np.float32),
+        scene(3.4e38, 3.4e38, np.float32),
         scene(4000, 3000),  # counts of a camera that is not radiometric
     ):
         assert Thermography(counts, Registration(), Size(160, 120)).celsius(BOX) is None

@@ -301,6 +301,17 @@ def test_a_model_too_new_for_onnxruntime_is_refused_with_both_versions_and_the_r
         assert "`pip install --upgrade 'onnxruntime>=1.18'`" in str(raised.value)
 
 
+def test_a_model_of_an_opset_too_new_is_refused_with_both_numbers(average):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(average)
+    model.opset_import[0].version = 99
+    onnx.save(model, average)
+    with pytest.raises(
+        EngineError, match=r"ONNX opset 99, but onnxruntime \S+ reads only up to \d"
+    ):
+        load_engine(average, "onnxruntime_cpu")
+
+
 def test_a_float16_model_on_the_cpu_gives_way_to_the_float32_model(half, monkeypatch):
     monkeypatch.setattr(cuda, "driver", lambda: None)
     engine = load_engine(half, precision="fp16")

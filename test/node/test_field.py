@@ -448,6 +448,36 @@ def test_two_topics_of_one_name_are_refused_with_both_names(field):
     assert says(rig, "fusion", "rgb/image_raw are both remapped to /x", Level.ERROR)
 
 
+@pytest.mark.parametrize(
+    ("remap", "says_so"),
+    [
+        (["fused/image:=rgb/image_raw"], "rgb/image_raw and fused/image are both remapped to"),
+        (
+            ["fused/image:=/x", "rgb/image_raw:=/x/compressed"],
+            "rgb/image_raw and fused/image/compressed are both remapped to /x/compressed",
+        ),
+    ],
+)
+def test_results_cannot_be_remapped_to_what_is_fused(field, remap, says_so):
+    rig = field(start=False, remap=remap)
+    assert not rig._local.start()
+    assert says(rig, "fusion", says_so, Level.ERROR)
+
+
+def test_a_12_bit_camera_in_16_bit_messages_is_bright_and_told_until_it_is_settled(field):
+    rig = field()
+    thermal = np.full((48, 64), 128, np.uint8)
+    rgb = np.tile(np.linspace(0, 4095, 64).astype(np.uint16), (48, 1))
+    fused = fuse(rig, thermal, rgb, ("mono8", "mono16"))
+    assert fused[..., 0].max() > 180
+    assert says(rig, "rgb camera", "set rgb_bits to 12 if that is right", Level.WARN)
+    assert rig.set(rgb_bits=16) == ""
+    assert fuse(rig, thermal, rgb, ("mono8", "mono16"))[..., 0].max() < 90
+    assert rig.set(rgb_bits=12) == ""
+    np.testing.assert_array_equal(fuse(rig, thermal, rgb, ("mono8", "mono16")), fused)
+    assert rig.wait(lambda: "rgb_bits" not in rig.report.parts["rgb camera"].message)
+
+
 def test_another_node_of_the_same_name_is_told(field):
     rig = field()
     other = rclpy.create_node("fuse_node", namespace=rig.namespace)

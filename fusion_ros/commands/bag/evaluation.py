@@ -351,6 +351,8 @@ class _Evaluation:
             self.events.insert(0, bag.problem)
         for name, text in node.texts.items():
             self.events.append(f"{node.faults[name]} times: {text}")
+        if node.depth.assumption:
+            self.events.append(node.depth.assumption)
         for name, kinds in node.encodings.items():
             if len(kinds) > 1:
                 shown = ", then ".join(kinds[:6])

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fusion_ros.commands.bag.survey import calibration_of
 from fusion_ros.frame import compressed, images
+from fusion_ros.frame.bit_depth import BitDepth
 from fusion_ros.frame.calibration import Calibration
 from fusion_ros.frame.pairing import Pair, Pairer, PairingCounts
 from fusion_ros.frame.settings import Settings
@@ -24,6 +26,7 @@ from fusion_ros.recording.bag import Bag, Cameras
 __all__ = ["OfflineNode", "PairOfMessages"]
 
 _MOST_TEXTS = 20
+_LONGEST_KIND = 40
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class OfflineNode:
             s.reuse_slower,
         )
         self._to_thermal = images.Converter(images.thermal_array)
-        self._to_visible = images.Converter(images.visible_bgr)
+        self.depth = BitDepth(s.rgb_bits)
+        self._to_visible = images.Converter(partial(images.visible_bgr, depth=self.depth))
+        self._unpack_visible = partial(compressed.visible_bgr, depth=self.depth)
         self.infos: dict[str, Any] = {}
 
     @property
@@ -82,10 +87,15 @@ class OfflineNode:
             name, is_info = names[record.topic]
             log_ns = record.log_ns
             if is_info:
-                calibration = calibration_of(self.bag, record, self.cameras, name)
+                try:
+                    info = self.bag.message(record)
+                except images.ImageError as error:
+                    self._fault(f"{name}_info_unreadable", f"{name} camera_info: {error}")
+                    continue
+                calibration = calibration_of(info, self.cameras, name)
                 if name not in known or known[name] != calibration:
                     known[name] = calibration
-                    self.infos[name] = self.bag.message(record)
+                    self.infos[name] = info
                     self.calibrated(name, calibration)
                 continue
             message = self._image(name, record)
@@ -109,7 +119,7 @@ class OfflineNode:
         Raises ImageError for an encoding that the camera of that kind cannot have.
         """
         thermal = self._read("thermal", pair.thermal, self._to_thermal, compressed.thermal_array)
-        return thermal, self._read("rgb", pair.rgb, self._to_visible, compressed.visible_bgr)
+        return thermal, self._read("rgb", pair.rgb, self._to_visible, self._unpack_visible)
 
     def _read(
         self,
@@ -122,7 +132,8 @@ class OfflineNode:
             self._note(name, f"{message.encoding} {message.width}x{message.height}")
             return plain(message)
         pixels = packed(message)
-        kind = str(message.format).rpartition(";")[2].split()[0]
+        words = str(message.format).rpartition(";")[2].split()
+        kind = words[0][:_LONGEST_KIND] if words else "compressed"
         self._note(name, f"{kind} {pixels.shape[1]}x{pixels.shape[0]}")
         return pixels
 

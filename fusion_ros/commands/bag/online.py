@@ -7,6 +7,8 @@ that it knows which fused images are due.
 
 from __future__ import annotations
 
+import array
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from std_msgs.msg import Header
 
 from fusion_ros.commands import CommandError
 from fusion_ros.frame import compressed, images
+from fusion_ros.frame.bit_depth import BitDepth
 from fusion_ros.frame.monitor import percentiles
 from fusion_ros.frame.pairing import Pairer
 from fusion_ros.frame.settings import Settings
@@ -159,13 +162,14 @@ def play(
     for name, topics in cameras.named():
         for record in bag.records([topics.info] if topics.info else [], *span):
             camera = rig.sender.thermal if name == "thermal" else rig.sender.rgb
-            camera.infos.publish(_info(bag.message(record)))
-            break
+            with contextlib.suppress(images.ImageError):
+                camera.infos.publish(_info(bag.message(record)))
+                break
     sent: dict[int, int] = {}
     before, fused_before = len(played.due), played.fused
     rig.observer.forget()  # in a loop the stamps are those of the round before
     begun, first_ns = time.monotonic(), None
-    for name, record, message in _messages(bag, cameras, span):
+    for name, record, message, usable in _messages(bag, cameras, span, BitDepth(settings.rgb_bits)):
         if first_ns is None:
             first_ns = record.log_ns
         if rate:
@@ -176,11 +180,11 @@ def play(
         if isinstance(message, CameraInfo):
             camera.infos.publish(message)
             continue
-        stamp_ns = bag.stamp_ns(record)
+        stamp_ns = bag.stamp_ns(record) if usable else 0
         now_ns = time.time_ns()
         camera.images.publish(message)
         add = pairer.add_thermal if name == "thermal" else pairer.add_visible
-        for pair in add(stamp_ns, None) if stamp_ns else ():
+        for pair in add(stamp_ns, None) if stamp_ns > 0 else ():
             _await(rig, pair.visible.stamp_ns, now_ns, sent, rate)
     for pair in pairer.flush():
         # The node waits for a partner until the cameras are silent.
@@ -207,22 +211,33 @@ def _await(rig: Rig, stamp_ns: int, now_ns: int, sent: dict[int, int], rate: flo
 
 
 def _messages(
-    bag: Bag, cameras: Cameras, span: tuple[int | None, int | None]
-) -> Iterator[tuple[str, Record, Any]]:
-    """Camera, record and message to publish: serialized where the bag has what ROS 2 takes."""
+    bag: Bag, cameras: Cameras, span: tuple[int | None, int | None], depth: BitDepth
+) -> Iterator[tuple[str, Record, Any, bool]]:
+    """Camera, record, message to publish, and whether the node can use it.
+
+    The message is serialized where the bag has what ROS 2 takes.
+    """
     names = {topics.image: name for name, topics in cameras.named()}
     infos = {topics.info: name for name, topics in cameras.named() if topics.info}
     plain = not bag.ros1
     for record in bag.records([*names, *infos], *span):
         if record.topic in infos:
-            yield infos[record.topic], record, _info(bag.message(record))
-        elif plain and bag.topics[record.topic].type == IMAGE:
-            yield names[record.topic], record, record.data
-        else:
-            try:
-                yield names[record.topic], record, _image(names[record.topic], bag.message(record))
-            except images.ImageError:
-                continue
+            with contextlib.suppress(images.ImageError):
+                yield infos[record.topic], record, _info(bag.message(record)), True
+            continue
+        name, as_it_is = names[record.topic], plain and bag.topics[record.topic].type == IMAGE
+        try:
+            message = bag.message(record)
+            if as_it_is:
+                images.view(message)
+            else:
+                message = _image(name, message, depth)
+        except images.ImageError:
+            # The node is to refuse it too, where it can be sent at all.
+            if as_it_is:
+                yield name, record, record.data, False
+            continue
+        yield name, record, record.data if as_it_is else message, True
 
 
 def _header(message: Any) -> Header:
@@ -233,12 +248,24 @@ def _header(message: Any) -> Header:
     )
 
 
-def _image(camera: str, message: Any) -> Image:
-    """The image of a ROS 1 message, or decompressed: the player publishes raw images only."""
+def _image(camera: str, message: Any, depth: BitDepth) -> Image:
+    """The image of a ROS 1 message, or decompressed: the player publishes raw images only.
+
+    depth: of 16-bit RGB images. Raises ImageError for an image that the evaluation leaves out too.
+    """
     if not hasattr(message, "format"):
-        pixels, encoding = np.array(images.view(message)), message.encoding
-    elif camera == "rgb":
-        pixels, encoding = compressed.visible_bgr(message), "bgr8"
+        images.view(message)
+        return Image(
+            header=_header(message),
+            height=message.height,
+            width=message.width,
+            encoding=message.encoding,
+            is_bigendian=int(message.is_bigendian),
+            step=message.step,
+            data=array.array("B", bytes(message.data)),
+        )
+    if camera == "rgb":
+        pixels, encoding = compressed.visible_bgr(message, depth=depth), "bgr8"
     else:
         pixels = compressed.thermal_array(message)
         encoding = "mono16" if pixels.dtype == np.uint16 else "mono8"

@@ -16,6 +16,7 @@ from fusion_ros.commands import CommandError
 from fusion_ros.commands.bag.offline import PairOfMessages
 from fusion_ros.commands.bag.request import Request
 from fusion_ros.frame import compressed, images
+from fusion_ros.frame.bit_depth import BitDepth
 from fusion_ros.frame.detector import Detection
 from fusion_ros.recording.bag import Bag
 
@@ -36,6 +37,7 @@ class RerunFile:
         self._path = Path(request.rerun)
         self._part = self._path.with_name(f".{self._path.name}.part-{os.getpid()}")
         self._method = method
+        self._depth = BitDepth(request.settings.rgb_bits)
 
     def __enter__(self) -> RerunFile:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,8 @@ class RerunFile:
         self._stream.set_time("stamp", timestamp=1e-9 * pair.rgb_ns)
         packed = [hasattr(each, "format") for each in (pair.thermal, pair.rgb)]
         thermal = (compressed if packed[0] else images).thermal_array(pair.thermal)
-        visible = (compressed if packed[1] else images).visible_bgr(pair.rgb)
+        read = (compressed if packed[1] else images).visible_bgr
+        visible = read(pair.rgb, depth=self._depth)
         log("thermal", rerun.Image(thermal.copy()))
         for name, picture in (("rgb", visible), ("fused", fused)):
             data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,11 +62,12 @@ def look_through(
         if record.topic in infos:
             name = infos[record.topic]
             if calibrations[name] is None:
-                calibrations[name] = calibration_of(bag, record, cameras, name)
+                with contextlib.suppress(ImageError):
+                    calibrations[name] = calibration_of(bag.message(record), cameras, name)
             continue
         name = images[record.topic]
         stamp = bag.stamp_ns(record)
-        if stamp:
+        if stamp > 0:
             found[name][0].append(stamp)
             found[name][1].append(record.log_ns)
         else:
@@ -85,12 +87,12 @@ def look_through(
     )
 
 
-def calibration_of(bag: Bag, record: Any, cameras: Cameras, name: str) -> Calibration | None:
-    """The calibration in a CameraInfo record; None if it cannot be used."""
+def calibration_of(info: Any, cameras: Cameras, name: str) -> Calibration | None:
+    """The calibration in a CameraInfo message; None if it cannot be used."""
     topic = dict(cameras.named())[name].image
     try:
-        return from_camera_info(bag.message(record), is_rectified_topic(topic))
-    except (ImageError, ValueError):
+        return from_camera_info(info, is_rectified_topic(topic))
+    except ValueError:
         return None
 
 

@@ -26,6 +26,7 @@ from support_bags import OFFSET_S, small_plan
 
 from fusion_ros.commands import main
 from fusion_ros.commands.bag.make_bag import make_bag
+from fusion_ros.frame import images
 from fusion_ros.recording.bag import open_bag
 from fusion_ros.recording.writer import BagWriter
 
@@ -242,6 +243,57 @@ def test_what_cannot_be_evaluated_ends_with_status_3_and_a_sentence(
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_camera_info_costs_that_message_only(tmp_path):
+    plan = small_plan(tmp_path / "a", seconds=1)
+    make_bag(plan)
+    info = "/rgb/camera_info"
+    with open_bag(plan.output) as bag, BagWriter(tmp_path / "bag") as writer:
+        damaged = 0
+        for record in bag.records(list(bag.topics)):
+            data = record.data
+            if record.topic == info and damaged < 2:
+                data, damaged = data[:40], damaged + 1
+            writer.write_raw(record.topic, bag.topics[record.topic].type, record.log_ns, data)
+    assert evaluate(tmp_path / "bag", tmp_path / "out") == 0
+    report = report_of(tmp_path / "out")
+    assert report["registration"]["by"] == "camera_info"
+    assert any("2 times: rgb camera_info: a message of 40 bytes" in e for e in report["events"])
+
+
+@pytest.mark.parametrize("form", ["", "jpeg;", ";"])
+def test_compressed_images_are_read_whatever_their_format_says(tmp_path, form):
+    plan = small_plan(tmp_path / "a", seconds=0.6, rgb={"compressed": True})
+    make_bag(plan)
+    with open_bag(plan.output) as bag, BagWriter(tmp_path / "bag") as writer:
+        for record in bag.records(list(bag.topics)):
+            kind, message = bag.topics[record.topic].type, bag.message(record)
+            if kind.endswith("CompressedImage"):
+                message.format = form
+            writer.write(record.topic, kind, record.log_ns, message)
+    assert evaluate(tmp_path / "bag", tmp_path / "out") == 0
+    assert report_of(tmp_path / "out")["pairs"]["fused"] >= 4
+
+
+def test_rgb_images_of_12_bits_are_bright_and_named(tmp_path):
+    plan = small_plan(tmp_path / "a", seconds=0.6)
+    make_bag(plan)
+    with open_bag(plan.output) as bag, BagWriter(tmp_path / "bag") as writer:
+        for record in bag.records(list(bag.topics)):
+            kind, message = bag.topics[record.topic].type, bag.message(record)
+            if record.topic == "/rgb/image_raw":
+                bright = images.view(message).astype(np.uint16) * 16
+                writer.image(record.topic, record.log_ns, message.header, bright, "bgr16")
+            else:
+                writer.write(record.topic, kind, record.log_ns, message)
+    means = []
+    for path in (plan.output, tmp_path / "bag"):
+        assert evaluate(path, tmp_path / "out") == 0
+        report = report_of(tmp_path / "out")
+        means.append(report["quality"]["rows"]["rgb"]["over_exposure"])
+    assert any("set rgb_bits to 12 if that is right" in event for event in report["events"])
+    assert means[1] == pytest.approx(means[0], abs=0.01)
 
 
 def test_encodings_that_change_and_damaged_images_cost_those_images_only(tmp_path):
