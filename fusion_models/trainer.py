@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -205,13 +206,15 @@ class Trainer:
     `validation.png` and TensorBoard's logs. Each is replaced as a whole, so that a run can be
     resumed whenever it was killed.
 
+    Args:
+        load: reads the pairs of a set; one that remembers them saves time over several runs.
     Raises:
         ConfigError: a setting is out of range, or nothing to resume.
         DataError: the data are not as expected; checked before anything is trained.
     """
 
-    def __init__(self, config: TrainConfig):
-        self.config = config
+    def __init__(self, config: TrainConfig, load: Callable[..., LoadedPairs] = LoadedPairs):
+        self.config, self.load = config, load
         card = model_card(config.method)  # an unknown method is refused before anything else
         if config.max_steps < 1 or config.batch_size < 1 or config.crop < 32 or config.crop % 8:
             raise ConfigError("max_steps and batch_size must be >= 1, crop a multiple of 8, >= 32")
@@ -295,7 +298,7 @@ class Trainer:
             )
         salient = tuple(config.salient)
         sampler = CropSampler(
-            [LoadedPairs(pairs.limited(config.limit), salient) for pairs in sets],
+            [self.load(pairs.limited(config.limit), salient) for pairs in sets],
             config.crop,
             config.batch_size,
             weights if config.mix else None,
@@ -304,7 +307,7 @@ class Trainer:
             gains=config.gains,
         )
         held = self._validation_pairs([pairs.name for pairs in sets])
-        return sampler, LoadedPairs(held.limited(config.validate_pairs), salient) if held else None
+        return sampler, self.load(held.limited(config.validate_pairs), salient) if held else None
 
     def _validation_pairs(self, trained: list[str]) -> PairSet | None:
         """Pairs to validate on: those held out of the sets named, as one set."""

@@ -4,12 +4,16 @@
     python training/ablate.py method=baffm data=../shared/data output=docs/ablations
     python training/ablate.py method=cfi rows='shipped; shipped, no single_modality' max_steps=5000
 
-Rows are in `config/ablations/<method>.yaml`, a name and its `key=value` settings each; the first is
-the reference. Other settings on the command line hold for all rows. For each seed all rows start
-from the same parameters, as far as they have the same, see the same batches, and are measured on
-the same validation pairs, which no row trains on; test pairs are not looked at. A difference to the
-reference is called clear if its 95 % interval over the images leaves out 0 and all seeds agree in
-sign. What is finished is not trained again, so the command can be repeated to go on.
+Rows are in `config/ablations/<method>.yaml`, a name and its `key=value` settings each. A row is
+compared with the row whose name, followed by a comma, begins its own, else with the first: `paper,
+no CFI` with `paper`. Other settings on the command line hold for all rows. For each seed all rows
+start from the same parameters, as far as they have the same, see the same batches, and are measured
+on the same validation pairs, which no row trains on; test pairs are not looked at. A difference to
+the reference is called clear if its 95 % interval over the images leaves out 0 and all seeds agree
+in sign. What is finished is not trained again, so the command can be repeated to go on.
+
+Rows of `cfi` are also measured under its interventions: `blank` and `masked` (see
+`under_interventions`), in grey levels, less is better.
 
 Settings, and all of `train.py`:
     method, data
@@ -24,7 +28,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +40,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fusion_models import create_model
+from fusion_models.cfi.interventions import intervene
+from fusion_models.data import LoadedPairs
 from fusion_models.evaluation.differences import difference
 from fusion_models.evaluation.evaluate import SetResult, evaluate_set
 from fusion_models.files import write_text
@@ -57,12 +65,24 @@ DEFAULTS = {
 SCHEDULE = (
     "max_steps=200", "crop=96", "batch_size=4", "optimizer=adamw", "lr=0.002", "lr_final=0.01",
     "warmup=20", "clip=1.0", "freeze_norm=0.6", "average=0.98", "gains=true", "validation=",
+    "precision=32-true",
 )  # fmt: skip
-"""What all rows are trained with unless said otherwise: minutes on one CPU core."""
-SHOWN = ("VIF", "Qabf", "SCD", "AG", "SSIM/2", "hidden", "lost")
-"""Figures of the tables; the last needs labelled objects."""
+"""What all rows are trained with unless said otherwise: minutes on one CPU core.
+
+The precision is fixed, since a trial for each run could choose another one for each row.
+"""
+SHOWN = ("VIF", "Qabf", "SCD", "AG", "SSIM/2", "hidden")
+"""Figures of the tables, with `lost` where objects are labelled, and those of interventions."""
+INTERVENED = ("cfi",)
+"""Methods whose rows are also measured under interventions on the inputs."""
+MIDDLE, DRAWS = 192, 1
+"""Side of the middle of the images that is intervened on, and draws of masks of each kind."""
 COARSEST = 16
 """Images are padded to a multiple of this, which networks of five scales need."""
+
+remembered = lru_cache(LoadedPairs)
+"""Reads the pairs of a set once for all runs of this process."""
+Model = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,12 @@ class Trained:
 
     def __call__(self, pair: ImagePair) -> np.ndarray:
         return fuse_pair(self.model, pair.ir, pair.vi, COARSEST)
+
+
+def reference_of(name: str, names: list[str]) -> str:
+    """The row that a row is compared with; of the first row itself."""
+    begins = [other for other in names if name.startswith(f"{other},")]
+    return max(begins, key=len, default=names[0])
 
 
 def rows_of(method: str, names: str) -> dict[str, list[str]]:
@@ -111,7 +137,7 @@ def shared_start(settings: dict, method: str, reference: dict, seed: int, path: 
 
 
 def train(method: str, settings: list[str], reference: dict, seed: int, folder: Path) -> dict:
-    """Trains a row with a seed, or finds it trained; the record of its run.
+    """Train a row with a seed, or find it trained; return the record of its run.
 
     Raises:
         ConfigError: it was trained with other settings.
@@ -132,7 +158,7 @@ def train(method: str, settings: list[str], reference: dict, seed: int, folder: 
         return json.loads(record.read_text())
     shared_start(config.model, method, reference, seed, start)
     config.resume = (folder / "last.ckpt").is_file()
-    trainer = Trainer(config)
+    trainer = Trainer(config, remembered)
     config.resume = False  # the record is compared with the settings above
     trainer.fit()
     return json.loads(record.read_text())
@@ -145,34 +171,91 @@ def load_row(method: str, record: dict, folder: Path) -> Trained:
     return Trained(model)
 
 
-def table_of(result: SetResult, name: str, seeds: int) -> dict[str, np.ndarray]:
-    """Figures of a row on a set, each `[seeds, images]`; of `lost` `[seeds, objects]`."""
+@torch.inference_mode()
+def under_interventions(model: Model, pair: ImagePair, seed: int) -> dict[str, float]:
+    """What a network makes of a missing camera and of masked blocks, in grey levels.
+
+    `blank` is the mean distance of its output with one camera blank to the other one's image;
+    `masked` the mean change of its output inside blocks masked in one or both inputs. Measured on
+    the middle of the pair with masks by `seed`, the same for all networks.
+    """
+    height, width = (min(MIDDLE, size // COARSEST * COARSEST) for size in pair.ir.shape)
+    top, left = (pair.ir.shape[0] - height) // 2, (pair.ir.shape[1] - width) // 2
+    ir, vi = (
+        torch.from_numpy(image[top : top + height, left : left + width]).float()[None, None] / 255
+        for image in (pair.ir, pair.vi)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    cases = [intervene(ir, vi, kind, generator) for kind in ("no_ir", "no_vi")]
+    for kind in ("complementary", "random"):
+        cases += [intervene(ir, vi, kind, generator) for _ in range(DRAWS)]
+    clean, no_ir, no_vi, *masked = model(
+        torch.cat([ir, *(case.ir for case in cases)]), torch.cat([vi, *(case.vi for case in cases)])
+    ).split(1)
+    changes = [
+        (fused - clean).abs()[(case.ir != ir) | (case.vi != vi)].mean()
+        for fused, case in zip(masked, cases[2:])
+    ]
+    blank = ((no_ir - vi).abs().mean() + (no_vi - ir).abs().mean()) / 2
+    return {"blank": 255 * float(blank), "masked": 255 * float(sum(changes) / len(changes))}
+
+
+def intervened(pair_set: PairSet, networks: dict[str, Trained]) -> dict[str, dict[str, list]]:
+    """By network and figure of `under_interventions`: its values over the images of a set."""
+    found: dict[str, dict[str, list]] = {name: {} for name in networks}
+    for number, pair in enumerate(pair_set):
+        for name, network in networks.items():
+            for figure, value in under_interventions(network.model, pair, number).items():
+                found[name].setdefault(figure, []).append(value)
+    return found
+
+
+def table_of(
+    result: SetResult, name: str, seeds: int, more: dict[str, dict[str, list]]
+) -> dict[str, np.ndarray]:
+    """Figures of a row on a set, each `[seeds, images]`; of `lost` `[seeds, objects]`.
+
+    Args:
+        more: of `intervened`, or empty.
+    """
     scores = [
         next(row for row in result.rows if row.method == f"{name}#{seed}").scores
         for seed in range(seeds)
     ]
     stems = list(scores[0])
     found = {}
-    for figure in SHOWN[:-1]:
+    for figure in SHOWN:
         key = {"SSIM/2": "ssim_range_2"}.get(figure, figure)
         found[figure] = np.array([[by[s].as_dict()[key] for s in stems] for by in scores])
     if any(scores[0][stem].kept for stem in stems):
         found["lost"] = np.array(
             [[float(one.lost) for stem in stems for one in by[stem].kept] for by in scores]
         )
+    for figure in more.get(f"{name}#0", {}):
+        found[figure] = np.array([more[f"{name}#{seed}"][figure] for seed in range(seeds)])
     return found
 
 
 def compare(
-    results: dict[str, SetResult], names: list[str], seeds: int
+    results: dict[str, SetResult],
+    names: list[str],
+    seeds: int,
+    more: dict[str, dict[str, dict[str, list]]] | None = None,
 ) -> dict[str, dict[str, dict]]:
-    """Of each row, set and figure: its mean, its values, and the difference to the first row."""
+    """Of each row, set and figure: its mean, its values, and the difference to its reference.
+
+    Args:
+        more: by set, what `intervened` found.
+    """
     compared: dict[str, dict[str, dict]] = {name: {} for name in names}
     for set_name, result in results.items():
-        reference = table_of(result, names[0], seeds)
+        tables = {
+            name: table_of(result, name, seeds, (more or {}).get(set_name, {})) for name in names
+        }
         for name in names:
             figures = {}
-            for figure, values in table_of(result, name, seeds).items():
+            reference = tables[reference_of(name, names)]
+            for figure, values in tables[name].items():
                 figures[figure] = {
                     "mean": round(float(values.mean()), 5),
                     "seeds": [round(float(v), 5) for v in values.mean(1)],
@@ -244,8 +327,13 @@ def main(arguments: list[str]) -> int:
                 record = train(config.method, given, reference, seed, folder)
                 records.setdefault(name, record)
                 networks[f"{name}#{seed}"] = load_row(config.method, record, folder)
-        results = {pair_set.name: evaluate_set(pair_set, networks) for pair_set in sets}
-        compared = compare(results, list(rows), config.seeds)
+        results, more = {}, {}
+        for pair_set in sets:
+            print(f"== measuring on {pair_set.name}", flush=True)
+            results[pair_set.name] = evaluate_set(pair_set, networks)
+            if config.method in INTERVENED:
+                more[pair_set.name] = intervened(pair_set, networks)
+        compared = compare(results, list(rows), config.seeds, more)
     except ValueError as error:
         print(f"ablate.py: {error}", file=sys.stderr)
         return 2
@@ -258,7 +346,10 @@ def main(arguments: list[str]) -> int:
         "pairs": {pair_set.name: pair_set.stems for pair_set in sets},
         "commit": source_commit(), "device": next(iter(records.values()))["device"],
         "rows": {
-            name: {"settings": rows[name], "steps": records[name]["steps"], "sets": by_set}
+            name: {
+                "settings": rows[name], "steps": records[name]["steps"],
+                "against": reference_of(name, list(rows)), "sets": by_set,
+            }
             for name, by_set in compared.items()
         },
     }  # fmt: skip

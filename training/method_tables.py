@@ -88,7 +88,7 @@ def paper_table(docs: Path, method: str) -> str:
 
 
 def ablation_table(docs: Path, method: str) -> str:
-    """Means of each row, and whether its difference to the first row is clear."""
+    """Means of each row, and whether its difference to the row it is compared with is clear."""
     path = docs / "ablations" / f"{method}.json"
     if not path.is_file() or "seeds" not in (found := json.loads(path.read_text())):
         return OPEN
@@ -115,8 +115,9 @@ def ablation_table(docs: Path, method: str) -> str:
     return (
         text
         + f"{schedule} steps, {found['seeds']} seeds, {found['device']}; `{found['command']}`. "
-        "**+** and **-**: clearly above or below the first row (95 % interval of the difference "
-        "over the images without 0, and all seeds agree); without a mark no difference is shown.\n"
+        "**+** and **-**: clearly above or below the row whose name, with a comma, begins the "
+        "row's own, else the first (95 % interval of the difference over the images without 0, and "
+        "all seeds agree); without a mark no difference is shown.\n"
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""caf: a small dense network whose loss weights are searched by a perception task."""
+"""caf: a small dense network whose loss weights a perception task can search."""
 
 from fusion_models.caf.network import Caf
 

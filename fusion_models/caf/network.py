@@ -25,7 +25,7 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 @register_model(
     ModelCard(
         "caf",
-        "compact dense network with a searched loss",
+        "compact dense network whose loss can be searched",
         "Liu et al., Where Elegance Meets Precision (CAF), IJCAI 2024",
     ),
     CafObjective,

@@ -74,8 +74,8 @@ class Vgg16Perceptual(nn.Module):
 class CafObjective(nn.Module):
     """Weighted sum of the fifteen terms of :data:`TERMS`.
 
-    The masked terms follow the salient target: ``max(ir, vi)`` where thermal stands out, `vi`
-    elsewhere.
+    The masked terms compare with the intensity of :class:`fusion_models.losses.FusionTarget`,
+    ``gradient_max`` with its gradient.
 
     Args:
         weights: weight of each term by name, over :data:`DEFAULT_WEIGHTS`; 0 leaves a term out.

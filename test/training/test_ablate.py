@@ -20,7 +20,7 @@ from support_training import write_pairs  # noqa: E402
 from fusion_models import create_model  # noqa: E402
 from fusion_models.evaluation.differences import difference  # noqa: E402
 from fusion_models.evaluation.metrics import correlation  # noqa: E402
-from fusion_models.pairs import find_sets  # noqa: E402
+from fusion_models.pairs import ImagePair, find_sets  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))  # as when it runs as a script
 import ablate  # noqa: E402
@@ -54,6 +54,26 @@ def test_rows_start_from_the_reference_s_parameters_and_keep_their_own_dictionar
     assert torch.equal(a["adjust_ir.query.weight"], b["adjust_ir.query.weight"])
     assert not torch.equal(a["adjust_ir.dictionary"], b["adjust_ir.dictionary"])
     create_model("baffm", **plain).load_state_dict(c)
+
+
+def test_a_row_is_compared_with_the_row_that_begins_its_name():
+    names = ["paper", "paper, no CFI", "shipped", "shipped, no CFI", "N 30"]
+    against = [ablate.reference_of(name, names) for name in names]
+    assert against == ["paper", "paper", "paper", "shipped", "paper"]
+
+
+def test_a_blank_camera_and_masked_blocks_are_measured_in_grey_levels():
+    rng = np.random.default_rng(0)
+    ir, vi = rng.integers(1, 255, (2, 300, 280)).astype(np.uint8)
+    pair = ImagePair("one", ir, vi, Path("one.png"))
+    by_average = ablate.under_interventions(lambda a, b: (a + b) / 2, pair, seed=0)
+    middle = ir[54:246, 44:236], vi[54:246, 44:236]
+    assert by_average["blank"] == pytest.approx(sum(m.mean() for m in middle) / 4, rel=1e-5)
+    assert by_average["masked"] > 30, "blocks go dark in the average"
+    steady = ablate.under_interventions(lambda a, b: torch.full_like(a, 0.5), pair, seed=0)
+    assert steady["masked"] == 0
+    again = ablate.under_interventions(lambda a, b: (a + b) / 2, pair, seed=0)
+    assert again == by_average, "all networks see the same masks"
 
 
 def test_ablations_are_not_measured_on_test_pairs(capsys):
