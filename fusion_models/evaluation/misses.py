@@ -24,12 +24,17 @@ ROOM = 2.5
 def crop(picture: np.ndarray, boxes: np.ndarray, found: np.ndarray) -> np.ndarray:
     """Square crop of `(H, W, 3)` about the first box, labels drawn white, detections green.
 
+    At the picture's border the box is not in the middle, since there is nothing to show beyond.
+
     Args:
         boxes: corners in pixels of the object and others, `[N, 4]`. found: of detections.
     """
     left, top, right, bottom = boxes[0]
     half = max(24.0, ROOM / 2 * max(right - left, bottom - top))
-    middle = (float(left + right) / 2, float(top + bottom) / 2)
+    middle = [
+        float(np.clip(centre, min(half, size / 2), max(size - half, size / 2)))
+        for centre, size in zip(((left + right) / 2, (top + bottom) / 2), picture.shape[1::-1])
+    ]
     scale = CROP / (2 * half)
     move = np.float32(
         [[scale, 0, CROP / 2 - scale * middle[0]], [0, scale, CROP / 2 - scale * middle[1]]]

@@ -13,19 +13,33 @@ from string import Template
 import cv2
 import numpy as np
 
-from fusion_models.evaluation.evaluate import METRICS, Row, Score, SetResult
+from fusion_models.evaluation.evaluate import (
+    FRAMES_BETWEEN_METRICS,
+    METRICS,
+    Row,
+    Score,
+    SetResult,
+)
 from fusion_models.evaluation.misses import crop
 from fusion_models.evaluation.rules import RULES, SOURCES
 from fusion_models.evaluation.visibility import Kept
-from fusion_models.pairs import ImagePair
+from fusion_models.pairs import ImagePair, is_video
 
 ZOOM = 4
 """The zoom shows this part of a picture's width, twice as wide as high."""
 MOST_COLUMNS = 5
 CAPTION = ("VIF", "Qabf", "SCD", "AG")
+FIRST = {"objects": None, "kept": max, "lost": min, "hidden": min, "flicker": min, "bright": None}
+"""Columns before the metrics, those of what the product is for, and which value is the best."""
 TOO_EXPOSED = 0.01
 """Over-exposure beyond that of the sources from which it is marked."""
 MEANING = {
+    "objects": "labelled objects that a source shows by 15 grey levels or more",
+    "kept": "median over the objects of their contrast, as a share of the better source's",
+    "lost": "share of the objects of whose contrast less than half is kept; less is better",
+    "hidden": "share of the image that shows under half of a source's structure of 8 to 64 px",
+    "flicker": "change from frame to frame along the motion in grey levels, less the sources' mean",
+    "bright": "root mean square of the change of mean brightness from frame to frame, grey levels",
     "EN": "entropy of the grey levels in bits: amount of information, noise too",
     "SD": "standard deviation in grey levels: contrast",
     "SF": "spatial frequency: strength of the differences between neighbours, noise too",
@@ -42,12 +56,6 @@ MEANING = {
     "excess": "that share minus the mean of both sources; red from one percentage point on",
     "to ir": "mean absolute difference to the thermal image in [0, 1]; a copy has 0",
     "to vi": "the same to the visible image",
-    "hidden": "share of the image where it shows under half of a source's structure of 8 to 64 px",
-    "objects": "labelled objects that a source shows by 15 grey levels or more",
-    "kept": "median over the objects of their contrast, as a share of the better source's",
-    "lost": "share of the objects of whose contrast less than half is kept; less is better",
-    "flicker": "change from frame to frame along the motion in grey levels, less the sources' mean",
-    "bright": "root mean square of the change of mean brightness from frame to frame, grey levels",
     "rank": "mean of the ranks in the metrics; 1 would be the best in each",
 }
 
@@ -125,7 +133,9 @@ class WorstObjects:
             none = np.zeros((0, 4), np.float32)
             for one in lost:
                 box = np.array([one.box], np.float32)
-                strip = np.hstack([crop(picture, box, none) for picture in pictures])
+                thermal, visible, image = (crop(picture, box, none) for picture in pictures)
+                gap = np.full((len(image), 4, 3), 128, np.uint8)
+                strip = np.hstack([thermal, gap, visible, gap, image])
                 losses.append(Loss(pair.stem, one, _jpeg(strip)))
             losses.sort(key=lambda loss: -loss.kept.missing)
             del losses[self.most :]
@@ -187,19 +197,21 @@ def _id(name: str) -> str:
 
 
 def _section(result: SetResult, plates: list[Plate], losses: Mapping[str, list[Loss]]) -> str:
+    losses = {row.method: losses[row.method] for row in result.rows if row.method in losses}
     scores = {row.method: row.scores for row in result.rows}
     return (
         f'<section id="{_id(result.name)}"><h2>{html.escape(result.name)}</h2>{_table(result)}'
         + "".join(_plate(plate, scores) for plate in plates)
-        + _worst(result.name, losses)
+        + _worst(result, losses)
         + "</section>"
     )
 
 
-def _worst(set_name: str, losses: Mapping[str, list[Loss]]) -> str:
+def _worst(result: SetResult, losses: Mapping[str, list[Loss]]) -> str:
     if not losses:
         return ""
     rows = []
+    means = {row.method: row.mean for row in result.rows}
     for method, several in losses.items():
         figures = []
         for loss in several:
@@ -211,10 +223,14 @@ def _worst(set_name: str, losses: Mapping[str, list[Loss]]) -> str:
                 f"{kept.vi:.0f} in the visible, {kept.fused:.0f} fused</small></figcaption>"
                 "</figure>"
             )
-        rows.append(f"<h4>{html.escape(method)}</h4><div class=losses>{''.join(figures)}</div>")
+        mean = means[method]
+        lost = f"loses {round(mean['lost'] * mean['objects'])} of {mean['objects']} objects"
+        rows.append(
+            f"<h4>{html.escape(method)} {lost}</h4><div class=losses>{''.join(figures)}</div>"
+        )
     return (
-        f"<h3>{html.escape(set_name)}: objects of which most is lost; thermal, visible, fused</h3>"
-        + "".join(rows)
+        f"<h3>{html.escape(result.name)}: lost objects, worst first; each in thermal, visible, "
+        "fused</h3>" + "".join(rows)
     )
 
 
@@ -222,44 +238,49 @@ def _table(result: SetResult) -> str:
     ranks = result.ranks()
     # Controls are not marked as best: the maximum would be best in half of the columns.
     methods = [row for row in result.rows if row.method not in RULES] or result.rows
-    best = {name: _shown(max(row.mean[name] for row in methods)) for name in METRICS}
-    first = min(ranks[row.method] for row in methods)
-    least_lost = result.columns.get("lost", ("", ""))[1].format(
-        min(row.mean.get("lost", 1.0) for row in methods)
-    )
+    # What the product is for stands first: most screens do not show all columns.
+    first = {name: result.columns[name] for name in FIRST if name in result.columns}
+    columns = first | {name: (name, "{:.3f}") for name in METRICS}
+    columns |= {name: shape for name, shape in result.columns.items() if name not in first}
+    wanted = {**FIRST, **dict.fromkeys(METRICS, max)}
+    best = {
+        name: form.format(choose(row.mean[key] for row in methods))
+        for name, (key, form) in columns.items()
+        if (choose := wanted.get(name))
+    }
+    first_rank = min(ranks[row.method] for row in methods)
 
     def cell(text: str, mark: str = "") -> str:
         return f'<td class="{mark}">{text}</td>' if mark else f"<td>{text}</td>"
 
     def cells(row: Row) -> str:
         competes = row in methods
-        values = {name: _shown(row.mean[name]) for name in METRICS}
-        shown = [cell(v, "best" * (competes and v == best[name])) for name, v in values.items()]
-        for name, shape in result.columns.values():
-            value = row.mean[name]
-            bad = name == "over_exposure_excess" and value > TOO_EXPOSED
-            good = name == "lost" and competes and shape.format(value) == least_lost
-            shown.append(cell(shape.format(value), "bad" * bad or "best" * good))
+        shown = []
+        for name, (key, form) in columns.items():
+            text = form.format(row.mean[key])
+            bad = key == "over_exposure_excess" and row.mean[key] > TOO_EXPOSED
+            good = competes and text == best.get(name)
+            shown.append(cell(text, "bad" * bad or "best" * good))
         rank = ranks[row.method]
-        return "".join([*shown, cell(f"{rank:.1f}", "best" * (competes and rank == first))])
+        return "".join([*shown, cell(f"{rank:.1f}", "best" * (competes and rank == first_rank))])
 
-    head = "".join(
-        f'<th title="{MEANING[name]}">{name}</th>' for name in (*METRICS, *result.columns, "rank")
-    )
+    head = "".join(f'<th title="{MEANING[name]}">{name}</th>' for name in (*columns, "rank"))
     lines = "".join(
         f'<tr class="{"rule" if row.method in RULES else "method"}">'
         f"<th>{html.escape(row.method)}</th>{cells(row)}</tr>"
         for row in result.rows
     )
+    count = f"all pairs, {len(result.rows[0].scores)}"
+    if is_video(result.name):
+        count = (
+            f"every {FRAMES_BETWEEN_METRICS}th frame of a video, {len(result.rows[0].scores)} in "
+            "all; flicker and bright are of all its frames"
+        )
     return (
-        f"<p>Mean of {len(result.rows[0].scores)} pairs. Share of over-exposed pixels in the "
+        f"<p>Means over {count}. Share of over-exposed pixels in the "
         f"sources: {result.sources_over_exposure:.2%}.</p>"
         f"<div class=wide><table><tr><th></th>{head}</tr>{lines}</table></div>"
     )
-
-
-def _shown(value: float) -> str:
-    return f"{value:.3f}"
 
 
 def _plate(plate: Plate, scores: Mapping[str, Mapping]) -> str:
@@ -271,7 +292,8 @@ def _plate(plate: Plate, scores: Mapping[str, Mapping]) -> str:
             text = ", ".join(f"{name} {figures_of[name]:.2f}" for name in CAPTION)
         source = base64.b64encode(jpeg).decode()
         figures.append(
-            f"<figure><figcaption><b>{html.escape(title)}</b> <small>{text}</small></figcaption>"
+            f"<figure><figcaption><b>{html.escape(title)}</b><br><small>{text or '&nbsp;'}</small>"
+            "</figcaption>"
             f'<div class=picture><img src="data:image/jpeg;base64,{source}" '
             f'width={plate.width} height={plate.height} alt="{html.escape(title)}"><i></i></div>'
             "<div class=zoom></div></figure>"
@@ -309,13 +331,14 @@ p { max-width: 110ch } code { color: var(--text); overflow-wrap: anywhere }
 details { margin: 12px 0 } summary { cursor: pointer }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margin: 8px 0 }
 dt { font-weight: 600 } dd { margin: 0 }
+@media (min-width: 1300px) { dl { grid-template-columns: max-content 1fr max-content 1fr } }
 nav { position: sticky; top: 0; z-index: 2; padding: 8px 0; background: var(--back);
       border-bottom: 1px solid var(--line) }
 section { scroll-margin-top: 40px }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: 3px 10px; text-align: right; white-space: nowrap }
-tr > th:first-child { text-align: left }
+td, th { padding: 3px 7px; text-align: right; white-space: nowrap }
+tr > th:first-child { position: sticky; left: 0; text-align: left; background: var(--back) }
 tr { border-bottom: 1px solid var(--line) }
 tr.rule > * { color: var(--soft); font-style: italic; font-weight: normal }
 .best { font-weight: bold; background: var(--best) } tr > .bad { color: var(--bad) }
@@ -332,7 +355,7 @@ img { display: block; width: 100%; height: auto }
 .picture i { width: calc(100% / $zoom); height: calc(100% * var(--h));
              left: calc(var(--x) * (100% - 100% / $zoom));
              top: calc(var(--y) * (100% - 100% * var(--h))) }
-.losses { display: flex; flex-wrap: wrap; gap: 12px } .losses img { width: 480px }
+.losses { display: flex; flex-wrap: wrap; gap: 12px } .losses img { width: 480px; max-width: 100% }
 h4 { margin: 12px 0 4px; font-size: 14px }
 .zoom { aspect-ratio: 2; margin-top: 4px; background-size: calc(100% * $zoom) auto;
         background-position: calc(100% * var(--x)) calc(100% * var(--y)) }
@@ -340,7 +363,7 @@ h4 { margin: 12px 0 4px; font-size: 14px }
 <h1>Fusion of thermal and visible images</h1>
 <p>Figures and pictures of one run, for all methods on the same pairs. No metric is a goal alone:
 the pixel-wise <i>maximum</i> wins VIF, Qabf and MI by copying and looks washed out by day, so a
-method is good that stands high on all of them and looks natural. Of the methods the best in each
+method is good that stands high on all of them and looks natural. The best method in a
 column is bold; what works without a network, in italics, does not compete. <i>kept</i> and
 <i>lost</i> say whether objects that a camera shows are seen in the fused image: look at these
 first.</p>

@@ -280,6 +280,8 @@ def test_objects_that_a_method_loses_are_counted_and_shown(labelled, tmp_path):
     )
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("contrast 120 in thermal, 0 in the visible, 0 fused") == 1
+    assert "visible_only loses 1 of 1 objects" in page
+    assert page.index(">lost</th>") < page.index(">EN</th>"), "what matters most comes first"
 
 
 def test_masks_come_before_boxes_and_a_broken_one_is_named(labelled):
