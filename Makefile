@@ -11,6 +11,8 @@ DATA ?=
 DETECTOR ?=
 DETECTOR_MODEL ?= yolov8n.pt
 PYTEST_ARGS ?=
+# Test files are shared out among this many processes.
+PROCESSES ?= 2
 
 ifeq ($(ROS_DISTRO)$(AMENT_PREFIX_PATH),)
 VENV ?= .venv
@@ -46,7 +48,8 @@ KEY := $(shell { cat setup.py constraints.txt constraints-oldest.txt; pwd; } | c
 help:
 	@echo 'make demo       two simulated cameras, fused and shown in demo_output/; options:'
 	@echo '                METHOD=cfi  DATA=<folder with ir/ and vi/>  DETECTOR=<yolo.onnx>'
-	@echo 'make test       lint and all tests; PYTEST_ARGS="-k pairing" chooses some tests'
+	@echo 'make test       lint and all tests; PYTEST_ARGS="-k pairing" chooses some tests,'
+	@echo '                PROCESSES=0 runs them in one process'
 	@echo 'make lint       what ruff finds in the code and in its format'
 	@echo 'make test-oldest  the tests without ROS and PyTorch, on the oldest Python, numpy, OpenCV'
 	@echo '                and onnxruntime; needs Python 3.10, PYTHON_OLDEST=<path> names one'
@@ -62,7 +65,7 @@ demo: $(VENV)/.demo-$(KEY)
 test: $(VENV)/.test-$(KEY)
 	@$(CHECK_STYLE)
 	@$(PY) test/messages/generate.py
-	FUSION_ROS_TEST_STRICT=1 $(PY) -m pytest $(PYTEST_ARGS)
+	FUSION_ROS_TEST_STRICT=1 $(PY) -m pytest -n $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint-$(KEY)
 	@$(CHECK_STYLE)
@@ -74,7 +77,7 @@ test-oldest:
 	@$(MAKE) --no-print-directory with-oldest $(OLDEST)
 
 with-oldest: $(VENV)/.test-$(KEY)
-	@env -u PYTHONPATH $(PY) -m pytest $(PYTEST_ARGS)
+	@env -u PYTHONPATH $(PY) -m pytest -n $(PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 chaos: $(VENV)/.demo-$(KEY)
 	@$(PY) -m fusion_ros chaos --minutes $(or $(MINUTES),30) --rate $(or $(RATE),30) \

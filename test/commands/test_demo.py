@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import rclpy  # noqa: F401, without which the demo says nothing
 from support import write_detector_onnx, write_fusion_onnx
 
+from fusion_ros.commands.demo.recorder import Stills
 from fusion_ros.inference.models import list_methods
 
 KEYS = [
@@ -111,6 +113,28 @@ def test_a_process_that_takes_too_long_is_named_with_its_log(limit, log, says, t
     assert run.returncode == 1
     assert log in run.stderr and says in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def kept(stills: Stills, folder: Path) -> dict[str, int]:
+    """Grey level of each still by name."""
+    stills.write(folder)
+    return {file.stem: int(cv2.imread(str(file)).mean()) for file in folder.glob("still_*.png")}
+
+
+def test_a_still_of_each_condition_is_kept_from_its_best_moment(tmp_path):
+    stills = Stills(12.0)
+    for condition, times in (("day", (0.1, 1.8, 2.5)), ("dusk", (4.2, 5.1)), ("night", (11.9,))):
+        for time_s in times:
+            stills.offer(np.full((8, 8, 3), 10 * time_s, np.uint8), time_s, condition)
+    # By day one when gain control has settled; of the others what a busy machine has shown.
+    assert kept(stills, tmp_path) == {"still_1_day": 18, "still_2_dusk": 51, "still_3_night": 119}
+
+
+def test_stills_of_files_are_spread_over_the_time(tmp_path):
+    stills = Stills(10.0)
+    for time_s in np.arange(0, 10.3, 0.25):
+        stills.offer(np.full((8, 8, 3), 10 * time_s, np.uint8), float(time_s))
+    assert sorted(kept(stills, tmp_path).values()) == [10, 30, 50, 70, 90]
 
 
 @pytest.mark.slow

@@ -400,6 +400,7 @@ def test_cameras_that_seem_to_have_each_others_topic_are_named(watched, thermal,
         (3600.0, True, "/clock"),
         (-3600.0, False, "synchronise the clocks"),
     ],
+    ids=["since the start of the machine", "of a recording", "without a clock", "of the future"],
 )
 def test_stamps_far_from_the_nodes_time_lead_to_their_cause(stamped_s_ago, sim_time, advice):
     text = far_apart(1e3 * stamped_s_ago, sim_time)

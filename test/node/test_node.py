@@ -185,11 +185,14 @@ def test_a_hundred_lifecycle_cycles_leave_nothing_behind(bench):
 
     for _ in range(10):
         cycle()
-    before, memory_mb = held(), resident_mb()
-    for _ in range(90):
-        cycle()
+    before, memory_mb = held(), [resident_mb()]
+    for _ in range(3):
+        for _ in range(30):
+            cycle()
+        memory_mb.append(resident_mb())
     assert held() == before
-    assert resident_mb() - memory_mb < 5
+    # What leaks grows all the time; an allocator that keeps some pages more does so once.
+    assert min(later - earlier for earlier, later in itertools.pairwise(memory_mb)) < 1, memory_mb
 
 
 def test_the_buffers_of_a_configuration_are_freed_by_its_cleanup(bench):

@@ -227,6 +227,16 @@ def test_with_a_width_of_one_items_follow_each_other(lanes, steps):
     assert steps.log == [f"{part} {n}" for n in (1, 2) for part in ("begin", "middle", "end")]
 
 
+def test_items_that_do_not_overlap_all_go_to_the_first_lane(lanes, steps):
+    """So that the second one takes no memory before it is needed."""
+    items = range(1, 10)
+    steps.allow(*items)
+    for item in items:
+        lanes.submit(item)
+        assert lanes.wait(PATIENCE_S)
+    assert [steps.lanes[item] for item in items] == [0] * len(items)
+
+
 def test_what_the_lanes_used_is_freed_after_the_last_of_them(lanes, steps):
     submit_two(lanes, steps)
     assert lanes.stop(0.0) == 0

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
+PYTEST = "-m pytest -n 2 --dist loadfile"
 # Stands for any Python: notes what it is called for, and makes an environment of itself.
 PYTHON = """#!/bin/sh
 echo "$*" >> "$CALLS"
@@ -92,11 +93,11 @@ def test_the_style_is_checked_before_the_tests_run(checkout):
     checkout.make("test")
     calls = checkout.calls.read_text().splitlines()
     assert calls.index("-m ruff check") < calls.index("-m ruff format --check")
-    assert calls.index("-m ruff format --check") < calls.index("-m pytest")
+    assert calls.index("-m ruff format --check") < calls.index(PYTEST)
     checkout.untidy.touch()
     run = checkout.make("test")
     assert run.returncode != 0 and "ruff check --fix" in run.stderr
-    assert "-m pytest" not in checkout.calls.read_text()
+    assert PYTEST not in checkout.calls.read_text()
 
 
 def test_lint_alone_installs_nothing_but_the_linter(checkout):
@@ -114,7 +115,7 @@ def test_the_oldest_versions_are_tested_in_an_environment_of_their_own(checkout)
     assert checkout.installed() == [".[cpu,test]"]
     calls = checkout.calls.read_text()
     assert "-c constraints-oldest.txt" in calls and "-m venv .venv-oldest" in calls
-    assert calls.endswith("-m pytest\n")
+    assert calls.endswith(f"{PYTEST}\n")
     assert not (checkout.folder / ".venv").exists()
 
 

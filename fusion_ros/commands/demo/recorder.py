@@ -23,7 +23,7 @@ from fusion_ros.harness.observer import stamp_ns
 from fusion_ros.node.diagnostics import Report
 from fusion_ros.size import Size
 
-__all__ = ["Recorder", "Summary"]
+__all__ = ["Recorder", "Stills", "Summary"]
 
 _STILLS = 5
 _STREAM = ("received", "paired", "too_far", "missing", "stale", "waiting")
@@ -33,12 +33,33 @@ _VIDEO_HZ = 10.0
 _LEAST_PANEL, _TITLE = 480, 30
 
 
-@dataclass(frozen=True)
-class Still:
-    """One side-by-side image, and the condition of the simulated scene it shows."""
+class Stills:
+    """Images to keep of a demonstration: one of each condition, or some spread over its time.
 
-    image: np.ndarray
-    condition: str
+    duration_s: of the demonstration, where its images have no condition.
+    """
+
+    def __init__(self, duration_s: float) -> None:
+        self._period_s = duration_s / _STILLS
+        self._kept: dict[str, tuple[float, np.ndarray]] = {}
+
+    def offer(self, image: np.ndarray, since_s: float, condition: str = "") -> None:
+        """Keep an image, `since_s` after the start, if none kept so far serves better."""
+        if condition:
+            # Late, when gain control has settled, but before the next condition fades in.
+            at = since_s % TOUR_STOP_S
+            off = max(0.4 * TOUR_STOP_S - at, at - (TOUR_STOP_S - TOUR_FADE_S), 0.0)
+        else:
+            part = min(int(since_s / self._period_s), _STILLS - 1)
+            condition, off = str(part), max((part + 0.5) * self._period_s - since_s, 0.0)
+        if condition not in self._kept or off < self._kept[condition][0]:
+            self._kept[condition] = (off, image)
+
+    def write(self, folder: Path) -> None:
+        """Write `still_<number>_<condition>.png`, in the order in which they were seen."""
+        for number, (condition, (_, image)) in enumerate(self._kept.items(), 1):
+            name = f"still_{number}" + ("" if condition.isdigit() else f"_{condition}")
+            cv2.imwrite(str(folder / f"{name}.png"), image)
 
 
 class Recorder:
@@ -59,7 +80,7 @@ class Recorder:
         self._rgb: OrderedDict[int, Image] = OrderedDict()
         self._fps = min(plan.rate, _VIDEO_HZ)
         self._written = 0
-        self._stills: list[Still] = []
+        self._stills = Stills(plan.duration_s)
         self._video: cv2.VideoWriter | None = None
         self._panel: Size | None = None
         self._thermal_title = "thermal"
@@ -74,9 +95,7 @@ class Recorder:
         """Write the stills and `summary.json` by the node's last report; close the video."""
         if self._video is not None:
             self._video.release()
-        for number, still in enumerate(self._stills, 1):
-            name = f"still_{number}{still.condition and '_'}{still.condition}.png"
-            cv2.imwrite(str(self._output / name), still.image)
+        self._stills.write(self._output)
         summary = Summary.of(report)
         text = json.dumps(asdict(summary), indent=2)
         (self._output / "summary.json").write_text(text + "\n")
@@ -103,17 +122,7 @@ class Recorder:
         condition = weather(self._scene, max(since_s, 0)).first if self._scene else ""
         image = self._side_by_side(thermal, rgb, images.visible_bgr(msg), condition)
         self._write(image, since_s)
-        if self._is_due(since_s, condition):
-            self._stills.append(Still(image, condition))
-
-    def _is_due(self, since_s: float, condition: str) -> bool:
-        """Whether to keep a still: one of each condition, or some evenly spread over the time."""
-        if self._scene:
-            # Late, when gain control has settled, but before the next condition fades in.
-            new = condition not in (still.condition for still in self._stills)
-            return new and 0.4 * TOUR_STOP_S < since_s % TOUR_STOP_S < TOUR_STOP_S - TOUR_FADE_S
-        due = (len(self._stills) + 0.5) * self._plan.duration_s / _STILLS
-        return since_s >= due and len(self._stills) < _STILLS
+        self._stills.offer(image, max(since_s, 0.0), condition)
 
     def _side_by_side(
         self, thermal: np.ndarray, rgb: np.ndarray, fused: np.ndarray, condition: str
