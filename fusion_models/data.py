@@ -37,17 +37,28 @@ class Batch:
         vi: visible luminance in [0, 1].
         mask: 1 on salient objects (persons, vehicles) where labels exist, else 0.
         seed: for what else an objective draws at random for this batch.
+        noise: `[B, 2, H, W]`, added to `ir` and `vi` where a network takes them, or None.
     """
 
     ir: Tensor
     vi: Tensor
     mask: Tensor
     seed: int = 0
+    noise: Tensor | None = None
+
+    @property
+    def fed(self) -> tuple[Tensor, Tensor]:
+        """What the network takes: `ir` and `vi` with the noise, in [0, 1]."""
+        if self.noise is None:
+            return self.ir, self.vi
+        ir, vi = self.noise.chunk(2, 1)
+        return (self.ir + ir).clamp(0, 1), (self.vi + vi).clamp(0, 1)
 
     def to(self, device) -> Batch:
         """Copy of the batch on a device; copies from pinned memory do not wait."""
-        planes = (x.to(device, non_blocking=True) for x in (self.ir, self.vi, self.mask))
-        return Batch(*planes, self.seed)
+        planes = [x.to(device, non_blocking=True) for x in (self.ir, self.vi, self.mask)]
+        noise = None if self.noise is None else self.noise.to(device, non_blocking=True)
+        return Batch(*planes, self.seed, noise)
 
 
 class LoadedPairs:
@@ -112,6 +123,7 @@ class CropSampler:
         augment: whether to flip and turn crops.
         rank: of the process, so that several draw different batches.
         gains: whether augmentation draws a gain for each modality.
+        noise: greatest standard deviation of the batch's noise, grey levels of 255 (0: none).
     """
 
     def __init__(
@@ -124,6 +136,7 @@ class CropSampler:
         augment: bool = True,
         rank: int = 0,
         gains: bool = True,
+        noise: float = 0.0,
     ):
         if not folders:
             raise DataError("no training data: give data=<folder with ir/ and vi/>[,<another>...]")
@@ -133,15 +146,28 @@ class CropSampler:
             raise DataError(f"{len(weights)} weights for {len(folders)} data roots")
         self.weights = weights / weights.sum()
         self.seed, self.augment, self.rank, self.gains = seed, augment, rank, gains
+        self.noise = noise
 
     def batch(self, step: int) -> Batch:
         """The batch of a training step; equal steps give equal batches, so that runs can resume."""
         rng = np.random.default_rng((self.seed, self.rank, step))
         crops = [self._crop(rng) for _ in range(self.batch_size)]
         stack = torch.from_numpy(np.stack(crops))
+        seed = int(rng.integers(2**31))
+        noise = torch.from_numpy(self._noise(rng)) if self.noise else None
         if torch.cuda.is_available():
             stack = stack.pin_memory()
-        return Batch(stack[:, 0:1], stack[:, 1:2], stack[:, 2:3], int(rng.integers(2**31)))
+        return Batch(stack[:, 0:1], stack[:, 1:2], stack[:, 2:3], seed, noise)
+
+    def _noise(self, rng: np.random.Generator) -> np.ndarray:
+        """Normal noise, of a strength of its own in each plane; in half of them coarser."""
+        noise = np.empty((self.batch_size, 2, self.crop, self.crop), np.float32)
+        for plane in noise.reshape(-1, self.crop, self.crop):
+            side = self.crop // int(rng.integers(1, 3))
+            grain = rng.standard_normal((side, side), np.float32)
+            grain *= rng.uniform(0, self.noise / 255)
+            plane[:] = cv2.resize(grain, (self.crop, self.crop))
+        return noise
 
     def __iter__(self) -> Iterator[Batch]:
         step = 0

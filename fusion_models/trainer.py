@@ -66,6 +66,8 @@ class TrainConfig:
             cosine to `lr * lr_final`.
         weight_decay, clip: of the optimiser; largest norm of the gradient (0: any).
         gains: whether crops also get a random gain a camera, besides turns and flips.
+        noise: the networks see crops with noise of up to this standard deviation, grey levels, and
+            are to give what the clean ones ask for.
         freeze_norm: share of the schedule after which batch norms use their running statistics.
         average: decay of the moving average of the weights, which is evaluated and exported.
         precision: auto, 32-true, bf16-mixed or 16-mixed; auto takes the fastest for the hardware.
@@ -98,6 +100,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     gains: bool = True
+    noise: float = 0.0
     freeze_norm: float = 0.6
     average: float = 0.995
     precision: str = "auto"
@@ -305,6 +308,7 @@ class Trainer:
             config.seed,
             rank=self.fabric.global_rank,
             gains=config.gains,
+            noise=config.noise,
         )
         held = self._validation_pairs([pairs.name for pairs in sets])
         return sampler, self.load(held.limited(config.validate_pairs), salient) if held else None

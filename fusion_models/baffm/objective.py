@@ -42,7 +42,7 @@ class BaffmObjective(nn.Module):
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Weighted terms of the loss; their sum is minimised."""
         ir, vi = batch.ir, batch.vi
-        fused = model(ir, vi).float()
+        fused = model(*batch.fed).float()
         target = self.target(ir, vi)
         terms = {
             "intensity": self.intensity * (fused - target.intensity).abs().mean(),

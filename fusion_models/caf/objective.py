@@ -132,7 +132,7 @@ class CafObjective(nn.Module):
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Weighted terms of the loss; their sum is minimised."""
-        fused = model(batch.ir, batch.vi).float()
+        fused = model(*batch.fed).float()
         target = self.target(batch.ir, batch.vi)
         terms = {
             name: weight * self.term(name, fused, batch, target)

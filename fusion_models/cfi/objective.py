@@ -95,11 +95,12 @@ class CfiObjective(nn.Module):
         kinds = KINDS
         if self.interventions < len(KINDS):  # one mask and one missing camera, taking turns
             kinds = (KINDS[batch.seed % 2], KINDS[2 + batch.seed // 2 % 2])
-        cases = {kind: intervene(ir, vi, kind, generator) for kind in kinds}
+        fed = batch.fed
+        cases = {kind: intervene(*fed, kind, generator) for kind in kinds}
         # One pass over the clean batch and the interventions: batch norm sees them all.
         fused, gates = model.fuse_with_gates(
-            torch.cat([ir, *(c.ir for c in cases.values())]),
-            torch.cat([vi, *(c.vi for c in cases.values())]),
+            torch.cat([fed[0], *(c.ir for c in cases.values())]),
+            torch.cat([fed[1], *(c.vi for c in cases.values())]),
         )
         clean, *changed = fused.float().chunk(1 + len(cases))
         changed = dict(zip(cases, changed))

@@ -68,7 +68,7 @@ class RefineFuseObjective(nn.Module):
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Weighted terms of the loss; their sum is minimised."""
         ir, vi = batch.ir, batch.vi
-        fused = model(ir, vi).float()
+        fused = model(*batch.fed).float()
         target = self.target(ir, vi)
         if self.signed:
             texture = (sobel(fused) - target.gradient).abs().mean()

@@ -77,6 +77,20 @@ def test_every_parameter_takes_part_in_the_objective(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_noise_of_a_batch_is_in_what_the_network_takes(method, monkeypatch):
+    model, objective = settled(method), create_objective(method)
+    entry = "fuse_with_gates" if hasattr(model, "fuse_with_gates") else "forward"
+    run, taken = getattr(model, entry), []
+    monkeypatch.setattr(model, entry, lambda *images: taken.extend(images) or run(*images))
+    ir, vi = (0.25 + 0.5 * image for image in random_pair(batch=2))
+    noise = 0.05 * torch.ones(2, 2, *ir.shape[-2:])
+    with torch.no_grad():
+        objective(model, Batch(ir, vi, torch.zeros_like(ir), noise=noise))
+    for fed, image in zip(taken, (ir, vi)):
+        assert torch.allclose(fed[: len(ir)], image + 0.05)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [(480, 640), (512, 640), (333, 501)])
 def test_the_shipped_onnx_equals_the_shipped_parameters(method, size):
     onnxruntime = pytest.importorskip("onnxruntime")

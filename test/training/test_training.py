@@ -119,6 +119,18 @@ def test_batches_are_a_function_of_seed_and_step(pairs):
     assert not torch.equal(first.batch(5).ir, CropSampler([folder], 32, 2, seed=2).batch(5).ir)
 
 
+def test_noise_is_what_the_network_takes_and_not_what_it_is_compared_with(pairs):
+    folder = load(pairs)
+    clean = CropSampler([folder], 32, 4, seed=1).batch(0)
+    noisy = CropSampler([folder], 32, 4, seed=1, noise=10.0).batch(0)
+    assert torch.equal(noisy.ir, clean.ir) and torch.equal(noisy.vi, clean.vi)
+    assert all(torch.equal(a, b) for a, b in zip(clean.fed, (clean.ir, clean.vi)))
+    strengths = 255 * noisy.noise.std((2, 3))
+    assert 0 < strengths.min() < strengths.max() < 11
+    for fed, image in zip(noisy.fed, (clean.ir, clean.vi)):
+        assert 0 <= fed.min() and fed.max() <= 1 and not torch.equal(fed, image)
+
+
 def test_both_modalities_are_cropped_alike(pairs):
     for path in (pairs / "ir").iterdir():
         image = cv2.imread(str(path), 0)
