@@ -93,9 +93,17 @@ class DetectorLoss(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        predictions = self.model(images)
-        loss, _ = self.model.loss({"img": images, **targets}, predictions)
+        predictions = _in_float32(self.model(images))
+        # A loss of boxes in bf16 would know their edges to a pixel at best.
+        with torch.autocast(images.device.type, enabled=False):
+            loss, _ = self.model.loss({"img": images.float(), **targets}, predictions)
         return loss.sum() / len(images)
+
+
+def _in_float32(predictions: dict) -> dict:
+    """Raw predictions of a model in training, as its loss takes them."""
+    floats = {name: predictions[name].float() for name in ("boxes", "scores")}
+    return {**predictions, **floats, "feats": [plane.float() for plane in predictions["feats"]]}
 
 
 class Bf16Model(DetectionModel):
@@ -106,8 +114,7 @@ class Bf16Model(DetectionModel):
             return super()._predict_once(x, *args, **kwargs)
         with torch.autocast(x.device.type, torch.bfloat16):
             result = super()._predict_once(x, *args, **kwargs)
-        result["feats"] = [plane.float() for plane in result["feats"]]
-        return {**result, "boxes": result["boxes"].float(), "scores": result["scores"].float()}
+        return _in_float32(result)
 
 
 class FusedTrainer(DetectionTrainer):

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""How steadily objects of known identity are found over a sequence: recall, broken identities."""
+"""How steadily objects are found over a sequence: recall, broken identities.
+
+Objects are known by labels, or, in a video without labels, by what one camera alone shows
+steadily (`shown_by`).
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fusion_models.boxes import iou
+from fusion_models.boxes import SAME_OBJECT, iou
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,43 @@ class Record:
     def as_dict(self) -> Mapping[str, float]:
         """The figures of a table: breaks for each hundred found object-images."""
         return {
+            "shown": self.shown,
             "recall": self.recall,
             "breaks": self.breaks,
             "breaks a hundred": 100 * self.breaks / max(self.found, 1),
             "wrong an image": self.wrong / max(self.images, 1),
         }
+
+
+def shown_by(sources: Mapping[str, Sequence[Seen]], least: int = 5) -> list[Seen]:
+    """Objects of a video without labels: what a tracker followed in one source alone.
+
+    An object counts in the images in which a source shows it, if it kept one number in `least`
+    images of that source. Where a later source shows the same object too (same class, IoU from .4
+    on), the earlier one names it. What no source shows steadily is no object here.
+
+    Args:
+        sources: detections of each image with the numbers of their tracks, by the source's name.
+    Returns:
+        The objects of each image; names are a source's name and a number, such as ('infrared', 3).
+    """
+    images = max((len(seen) for seen in sources.values()), default=0)
+    result = [Seen([], [], np.zeros((0, 4), np.float32)) for _ in range(images)]
+    for source, several in sources.items():
+        lengths = Counter(number for seen in several for number in seen.names if number)
+        for image, seen in enumerate(several):
+            known = result[image]
+            corners = np.asarray(seen.corners, np.float32).reshape(-1, 4)
+            overlap = iou(corners, known.corners)
+            same = [[a == b for b in known.classes] for a in seen.classes]
+            again = (overlap * np.array(same, bool).reshape(overlap.shape) >= SAME_OBJECT).any(1)
+            new = [i for i, n in enumerate(seen.names) if lengths[n] >= least and not again[i]]
+            result[image] = Seen(
+                [*known.names, *((source, seen.names[i]) for i in new)],
+                [*known.classes, *(seen.classes[i] for i in new)],
+                np.concatenate((known.corners, corners[new])),
+            )
+    return result
 
 
 def total(records: Sequence[Record]) -> Record:

@@ -11,6 +11,7 @@ derivative.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,7 @@ def hypergradient(
     task_loss: Callable[[Parameters], Tensor],
     eta: float,
     radius: float = 0.01,
+    differentiated: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Hypergradient:
     """Gradient of `task_loss(w')` by the weights.
 
@@ -58,12 +60,16 @@ def hypergradient(
         task_loss: scalar loss of the task on a validation batch.
         eta: length of the step of training.
         radius: the finite difference moves w by this in all, along v / |v| to both sides.
+        differentiated: context of the two passes that are differentiated, such as autocast to
+            bf16: they give a step and a direction, while the finite difference needs all digits.
     """
     leaves = moved(parameters, {name: torch.zeros_like(p) for name, p in parameters.items()}, 0.0)
-    train_loss = weights.detach() @ terms(leaves)
+    with differentiated():
+        train_loss = weights.detach() @ terms(leaves)
     step = _gradient(train_loss, leaves)
     after = moved(parameters, step, -eta)
-    loss = task_loss(after)
+    with differentiated():
+        loss = task_loss(after)
     direction = _gradient(loss, after)
     norm = torch.sqrt(sum(d.double().square().sum() for d in direction.values())).item()
     if not norm:

@@ -35,8 +35,9 @@ class SearchSettings:
         radius: of the finite difference, see `hypergradient`.
         task_every: a step of the task network in so many iterations (0: never).
         warmup: iterations of both networks before the weights begin to move.
-        bf16: whether the steps of the networks compute in bf16. The hypergradient never does: a
-            difference of nearly equal losses has no digits left in it.
+        bf16: whether the steps of the networks, and the direction of the hypergradient, compute
+            in bf16. Its finite difference never does: a difference of nearly equal losses has no
+            digits left in it.
     """
 
     steps: int = 600
@@ -180,6 +181,7 @@ class Search:
             lambda parameters: self.task(held.rgb(self._fused(parameters, held)), held),
             settings.eta or settings.lr,
             settings.radius,
+            self._autocast,
         )
         by_weights = result.by_weights[: len(self.names)]
         self.noise.add(by_weights)

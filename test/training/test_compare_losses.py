@@ -11,12 +11,15 @@ import pytest
 for module in ("torch", "kornia", "omegaconf", "yaml", "pycocotools", "onnx"):
     pytest.importorskip(module, reason=f"needs {module}: pip install '.[train,detector]'")
 
+import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 from support import write_fusion_onnx  # noqa: E402
 
 from fusion_models.boxes import Boxes  # noqa: E402
+from fusion_models.detection.dataset import read_labels  # noqa: E402
 from fusion_models.evaluation.detection import Found, Matches  # noqa: E402
+from fusion_models.pairs import PairSet, list_pairs  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))  # as when it runs as a script
 import compare_losses  # noqa: E402
@@ -76,6 +79,44 @@ def test_another_method_is_trained_with_the_loss_that_was_found_for_one(calls, t
     assert ("train.py", "method=refinefuse") in methods
 
 
+def test_losses_of_another_comparison_are_taken_as_they_are(calls, tmp_path):
+    compare_losses.find_losses(settings(seeds=1, randoms=1), tmp_path / "caf")
+    calls.clear()
+    taken = settings(method="refinefuse", losses=tmp_path / "caf", seeds=1, randoms=1)
+    losses = compare_losses.find_losses(taken, tmp_path / "refinefuse")
+    assert calls == [] and losses["searched_0"] == tmp_path / "caf" / "searched_0" / "loss.yaml"
+    more = settings(losses=tmp_path / "caf", seeds=2)
+    with pytest.raises(compare_losses.ConfigError, match="no searched_1/loss.yaml in it"):
+        compare_losses.find_losses(more, tmp_path / "refinefuse")
+
+
+def test_a_network_is_measured_by_its_objects_and_on_some_pairs_by_metrics(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("ir", "vi", "boxes/infrared", "boxes/visible"):
+        (tmp_path / folder).mkdir(parents=True)
+    for stem in ("1N", "2N", "3N"):
+        image = rng.integers(60, 90, (72, 80), np.uint8)
+        image[20:50, 30:50] = 200
+        cv2.imwrite(str(tmp_path / "ir" / f"{stem}.png"), image)
+        cv2.imwrite(str(tmp_path / "vi" / f"{stem}.png"), np.full((72, 80, 3), 70, np.uint8))
+        for camera in ("infrared", "visible"):
+            (tmp_path / "boxes" / camera / f"{stem}.txt").write_text("0 .5 .55 .25 .47\n")
+    pairs = PairSet("street/test", tmp_path, tuple(list_pairs(tmp_path)))
+    labels, _ = read_labels(pairs, ("person",))
+    nothing = Found(np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    seen = []
+
+    def finder(picture):
+        seen.append(picture.shape)
+        return nothing
+
+    kept = compare_losses.measure(pairs, lambda pair: pair.ir, finder, labels, 2)
+    assert seen == [(72, 80, 3)] * 3 and set(kept.found) == set(labels)
+    assert kept.figures["lost"] == 0 and kept.figures["VIF"] > 0.9
+    lost = compare_losses.measure(pairs, lambda pair: pair.vi, finder, labels, 2)
+    assert lost.figures["lost"] == 1 and set(lost.figures) == {"VIF", "Qabf", "SCD", "lost"}
+
+
 def test_ranks_agree_wholly_not_or_in_reverse(tmp_path):
     assert rank_correlation((1, 2, 3), (10, 20, 99)) == pytest.approx(1)
     assert rank_correlation((1, 2, 3), (3, 2, 1)) == pytest.approx(-1)
@@ -99,7 +140,12 @@ def test_the_table_gives_the_gain_of_the_searched_loss_with_its_interval():
             found[f"{number}N"] = Found(np.zeros(kept.sum(), np.int64), corners[kept], scores)
     matches = {
         name: Matches(truth, found, ("person",))
-        for name, found in (("searched_0", good), ("hand-set_0", poor), ("equal_0", good))
+        for name, found in (
+            ("searched_0", good),
+            ("hand-set_0", poor),
+            ("equal_0", good),
+            ("shuffled_0", poor),
+        )
     }
     table = compare(matches, 100)
     assert table["searched"]["mAP50"] == table["equal"]["mAP50"] > table["hand-set"]["mAP50"]
@@ -107,3 +153,5 @@ def test_the_table_gives_the_gain_of_the_searched_loss_with_its_interval():
     assert 0 < low < high < 1 and table["equal"]["searched gains"] == [0, 0]
     text = as_markdown(table, [0.8, 0.6])
     assert "beat hand-set of hand-set, equal" in text and "by 0.70" in text
+    assert table["shuffled"]["control gains"][1] < 0 and "shuffled labels gain -" in text
+    assert "| shuffled |" in text and "control gains |" not in text

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fusion_models.evaluation.tracks import Record, Seen, total
+from fusion_models.evaluation.tracks import Record, Seen, shown_by, total
 
 
 def seen(*objects) -> Seen:
@@ -45,6 +45,22 @@ def test_an_identity_breaks_where_the_number_changes_even_after_a_gap():
     )  # fmt: skip
     assert record.breaks == 2 and record.found == 5
     assert record.as_dict()["breaks a hundred"] == 40
+
+
+def test_an_object_of_a_video_is_what_one_camera_follows_and_counts_once():
+    warm = [seen((1, "person", 0), (7, "car", 80)), seen((1, "person", 2)), seen((1, "person", 4))]
+    seen_by_day = [seen((4, "person", 1)), seen((4, "person", 30)), seen((4, "person", 30))]
+    objects = shown_by({"infrared": warm, "visible": seen_by_day}, least=3)
+    assert [image.names for image in objects] == [
+        [("infrared", 1)],  # the visible camera shows the same person; the car is seen only once
+        [("infrared", 1), ("visible", 4)],
+        [("infrared", 1), ("visible", 4)],
+    ]
+    assert objects[1].corners[:, 0].tolist() == [2, 30]
+    assert objects[1].classes == ["person", "person"]
+    other = shown_by({"infrared": warm, "visible": [seen((4, "car", 1))] * 3}, least=3)
+    assert other[0].names == [("infrared", 1), ("visible", 4)]  # of another class: another object
+    assert shown_by({}) == []
 
 
 def test_sequences_add_up_and_none_has_no_recall():

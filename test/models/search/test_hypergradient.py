@@ -108,6 +108,8 @@ def test_finite_differences_agree_with_exact_differentiation_on_a_fusion_network
     assert cosine(approximate, exact) > 0.99
     assert approximate.norm().item() == pytest.approx(exact.norm().item(), rel=0.05)
     assert exact.norm() > 1e-7
+    half = hypergradient(*arguments, differentiated=lambda: torch.autocast("cpu", torch.bfloat16))
+    assert cosine(half.by_weights, exact) > 0.95  # a coarse direction, but an exact difference
 
 
 def test_a_task_that_does_not_look_at_the_image_gives_no_gradient():
