@@ -104,6 +104,7 @@ setup(
         share("", "package.xml"),
         share("launch", "launch/*.launch.py"),
         share("config", "config/*.*"),
+        share("config/training", "config/training/*.yaml"),
         share("weights", "fusion_models/weights/*"),
         # For `ros2 run fusion_ros <command>` and launch files; pip puts only `fusion_ros` on PATH.
         (f"lib/{PACKAGE}", sorted(glob("scripts/*"))),

@@ -197,6 +197,7 @@ def main(arguments: list[str]) -> int:
         )  # fmt: skip
         rows, size = rows_of(config), Size.parse(config.size)
         output = Path(config.output)
+        output.mkdir(parents=True, exist_ok=True)
         if config.videos and not set(SOURCES) <= set(rows):
             raise ConfigError(f"videos= needs the pictures {', '.join(SOURCES)}")
         parts: dict[str, dict[str, dict[str, Record]]] = {}

@@ -22,6 +22,7 @@ import pytest
 
 import fusion_models
 import fusion_ros
+from fusion_models.detection import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 # Import name -> rosdep key, where they differ.
@@ -79,13 +80,17 @@ def test_the_wheel_has_launch_files_config_and_weights(wheel):
     names = set(wheel.namelist())
     share = next(name for name in names if name.endswith("share/fusion_ros/package.xml"))
     share = share.removesuffix("package.xml")
-    for folder, pattern in (("launch", "*.launch.py"), ("config", "*.*")):
+    for folder, pattern in (
+        ("launch", "*.launch.py"), ("config", "*.*"), ("config/training", "*.yaml"),
+    ):  # fmt: skip
         expected = {f"{share}{folder}/{path.name}" for path in (ROOT / folder).glob(pattern)}
         assert expected and expected <= names
     weights = [path.name for path in fusion_models.WEIGHTS_DIR.iterdir()]
     assert any(name.endswith(".onnx") for name in weights)
     for name in weights:
         assert {f"fusion_models/weights/{name}", f"{share}weights/{name}"} <= names
+    detector = {path.relative_to(ROOT).as_posix() for path in SHIPPED.parent.iterdir()}
+    assert len(detector) >= 2 and detector <= names
     index = share.removesuffix("fusion_ros/") + "ament_index/resource_index/packages/fusion_ros"
     assert index in names
 
