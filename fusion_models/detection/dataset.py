@@ -90,6 +90,8 @@ def _read_coco(pairs: PairSet, report: BoxReport) -> tuple[dict[str, Boxes], lis
         annotations = [(a["image_id"], a["category_id"], a["bbox"]) for a in data["annotations"]]
         sizes = {k: (float(i["width"]), float(i["height"])) for k, i in images.items()}
         stems = {k: Path(i["file_name"]).stem for k, i in images.items()}
+        if wrong := [stems[k] for k, size in sizes.items() if not min(size) > 0]:
+            raise ValueError(f"no width and height of {wrong[0]}")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: not in COCO form ({error!r}); expected images, annotations and categories"
@@ -102,7 +104,15 @@ def _read_coco(pairs: PairSet, report: BoxReport) -> tuple[dict[str, Boxes], lis
             what = f"unknown image {image}" if image not in images else f"unknown class {category}"
             report.note(what, where)
             continue
-        left, top, width, height = map(float, box)
+        try:
+            left, top, width, height = map(float, box)
+            if not np.isfinite((left, top, width, height)).all():
+                raise ValueError("not finite")
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{path}: annotation {number} has the bbox {str(box)[:60]}; expected left, top, "
+                "width, height in pixels"
+            ) from None
         if width < 0 or height < 0:
             report.note("swapped corners, corrected", where)
             left, top = min(left, left + width), min(top, top + height)
@@ -110,7 +120,8 @@ def _read_coco(pairs: PairSet, report: BoxReport) -> tuple[dict[str, Boxes], lis
         corners = np.array([left, top, left + width, top + height]) / (sizes[image] * 2)
         inside = corners.clip(0, 1)
         if inside[0] >= inside[2] or inside[1] >= inside[3]:
-            report.note("outside the image, left out", where)
+            kind_of = "without area" if not width * height else "outside the image"
+            report.note(f"{kind_of}, left out", where)
             continue
         if np.abs(inside - corners).max() > 1e-3:
             report.note("partly outside the image, clipped", where)
@@ -123,6 +134,7 @@ def _read_coco(pairs: PairSet, report: BoxReport) -> tuple[dict[str, Boxes], lis
             numbers, corners = zip(*kept[stem])
             found[stem] = Boxes(np.array(numbers, np.int64), np.array(corners, np.float32))
         else:
+            report.note("images without a box", stem)
             found[stem] = Boxes.empty()
     for stem in sorted(set(stems.values()) - set(pairs.stems)):
         report.note("labels without a pair", stem)

@@ -97,6 +97,31 @@ def test_coco_labels_give_the_same_boxes_and_what_is_wrong_with_them_is_named(pa
     }
 
 
+def test_a_box_without_area_and_an_image_without_boxes_are_counted_in_coco_form(pairs):
+    coco(pairs, [(0, 7, [16, 12, 0, 24]), (0, 7, [16, 12, 32, 24])])
+    labels, report = read_labels(pairs)
+    assert len(labels["00001N"]) == 1 and len(labels["00002D"]) == 0
+    assert report.problems == {
+        "without area, left out": ["boxes.json annotation 0"],
+        "images without a box": ["00002D"],
+    }
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], ["a", 2, 3, 4], [1, 2, float("nan"), 4], None])
+def test_a_coco_box_in_another_form_is_refused_with_its_number(pairs, box):
+    coco(pairs, [(0, 7, [16, 12, 32, 24]), (0, 7, box)])
+    with pytest.raises(DataError, match="annotation 1 has the bbox .*expected left, top, width"):
+        read_labels(pairs)
+
+
+def test_a_coco_image_without_a_size_is_refused(pairs):
+    coco(pairs, [(0, 7, [16, 12, 32, 24])])
+    text = (pairs.root / "boxes.json").read_text()
+    (pairs.root / "boxes.json").write_text(text.replace('"width": 64', '"width": 0'))
+    with pytest.raises(DataError, match="no width and height of 00001N"):
+        read_labels(pairs)
+
+
 def test_labels_of_no_wanted_class_and_files_in_another_form_end_with_a_message(pairs):
     (pairs.root / "classes.txt").write_text("lamp\n")
     label(pairs, "00001N", "0 .5 .5 .2 .4\n")
