@@ -214,6 +214,21 @@ def compare(
     return result
 
 
+def weights_table(losses: Mapping[str, Mapping]) -> str:
+    """Weights of each search and of the control, with the signal to noise of their gradients.
+
+    Args:
+        losses: contents of the loss files by the names of the runs.
+    """
+    searches = {n: loss for n, loss in losses.items() if "signal_to_noise" in loss}
+    lines = ["| term | " + " | ".join(searches) + " |", "|---" * (len(searches) + 1) + "|"]
+    for term in next(iter(searches.values()))["signal_to_noise"] if searches else ():
+        cells = [f"{s['weights'][term]:.2f} ({s['signal_to_noise'][term]:+.1f})"
+                 for s in searches.values()]  # fmt: skip
+        lines.append(f"| {term} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n" if searches else ""
+
+
 def as_markdown(table: Mapping[str, Mapping], ranks: Sequence[float]) -> str:
     """The comparison as a table, and what it says of the search."""
     columns = [key for key, value in next(iter(table.values())).items() if np.isscalar(value)]
@@ -285,6 +300,7 @@ def main(arguments: list[str]) -> int:
         "losses": {n: yaml.safe_load(p.read_text()) for n, p in losses.items() if p},
         "sets": results,
     }  # fmt: skip
+    text.append(weights_table(record["losses"]))
     write_text(folder / "comparison.json", json.dumps(without_nan(record), indent=1) + "\n")
     write_text(folder / "comparison.md", "\n".join(text))
     print(folder / "comparison.md")

@@ -128,6 +128,14 @@ def test_ranks_agree_wholly_not_or_in_reverse(tmp_path):
     assert agreement({**losses, "hand-set_0": None}) == pytest.approx([1])
 
 
+def test_the_weights_of_searches_stand_beside_their_signal_to_noise():
+    one = {"weights": {"l1_ir": 1.5, "l1_vi": 0.5}, "signal_to_noise": {"l1_ir": -2.6, "l1_vi": 2}}
+    control = {"weights": {"l1_ir": 0.9, "l1_vi": 1.1}}
+    lines = compare_losses.weights_table({"searched_0": one, "equal_0": control}).splitlines()
+    assert lines[0] == "| term | searched_0 |" and lines[2] == "| l1_ir | 1.50 (-2.6) |"
+    assert compare_losses.weights_table({"equal_0": control}) == ""
+
+
 def test_the_table_gives_the_gain_of_the_searched_loss_with_its_interval():
     rng = np.random.default_rng(0)
     truth, good, poor = {}, {}, {}
