@@ -34,6 +34,7 @@ _FEW_IMAGES = 5
 """Images of each camera that may stay without a pair before that is reported."""
 _COUNTS = ("mono16", "16UC1", "16SC1", "32FC1")
 """Encodings that thermal cameras use, and RGB cameras hardly ever."""
+_CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 _SINCE_BOOT_S = 600.0
 """Stamps within this of the time since boot are taken for such."""
 _NAMED = 5
@@ -77,6 +78,15 @@ def about_camera(camera: Camera, graph: Any, parameters: Parameters) -> list[Con
                 Level.WARN,
                 f"{len(fitting)} publishers on {camera.topic} ({_names(fitting)}): their images "
                 "mix; expected one, so stop the others or remap them",
+            )
+        )
+    infos = graph.publishers(camera.info_topic)
+    if infos and all(one.kind != _CAMERA_INFO for one in infos):
+        found.append(
+            Condition(
+                Level.WARN,
+                f"{_names(infos)} publishes {infos[0].kind} on {graph.resolve(camera.info_topic)}, "
+                f"expected {_CAMERA_INFO}, so the camera counts as uncalibrated: remap the topic",
             )
         )
     if not camera.silent:

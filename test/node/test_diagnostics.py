@@ -243,6 +243,16 @@ def test_a_publisher_of_another_type_is_named_with_the_type(watched):
     assert "remap" in watched.status("thermal camera")[1]
 
 
+def test_a_topic_of_calibrations_that_carries_something_else_is_named(watched):
+    assert "calibrat" not in watched.status("rgb camera")[1]
+    watched.graph.publish("rgb/camera_info", "/talker", "std_msgs/msg/String")
+    level, text = watched.status("rgb camera")
+    assert level == Level.WARN
+    assert "/talker publishes std_msgs/msg/String on /front/rgb/camera_info" in text
+    watched.graph.publish("rgb/camera_info", "/driver", "sensor_msgs/msg/CameraInfo")
+    assert watched.status("rgb camera")[0] == Level.OK
+
+
 def test_a_qos_mismatch_is_told_of_every_camera_for_as_long_as_it_lasts(watched):
     watched.graph.topics.clear()
     for camera in watched.cameras:
