@@ -70,10 +70,10 @@ class Rosbag:
             if not wanted:
                 continue
             messages = reader.messages(connections=wanted, start=start_ns, stop=stop_ns)
-            latest = 0
+            latest = read = 0
             try:
                 for connection, log_ns, data in messages:
-                    latest = log_ns
+                    latest, read = log_ns, read + 1
                     yield Record(connection.topic, log_ns, bytes(data))
             except GeneratorExit:
                 raise
@@ -84,6 +84,13 @@ class Rosbag:
                 self.problem = (
                     f"the bag is damaged after {after}: {_short(error)}; what comes later in that "
                     "file was not read"
+                )
+                continue
+            named = sum(each.msgcount for each in wanted)
+            if start_ns is None and stop_ns is None and read < named:
+                self.problem = (
+                    f"{named - read} of {named} messages of the cameras cannot be found: the bag "
+                    "is damaged inside"
                 )
 
     def close(self) -> None:

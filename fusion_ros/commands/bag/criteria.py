@@ -28,13 +28,14 @@ class _Figure:
     """A figure that a criterion may limit.
 
     least: whether the criterion is a lower limit; slack: the room that `write_criteria` leaves, as
-    a share and at least.
+    a share and at least. needs: what makes the figure known.
     """
 
     read: Callable[[dict[str, Any]], float | None]
     least: bool
     meaning: str
     slack: tuple[float, float] = (0.1, 0.01)
+    needs: str = ""
 
 
 FIGURES: dict[str, _Figure] = {
@@ -81,6 +82,7 @@ FIGURES: dict[str, _Figure] = {
         False,
         "share of objects lost by the best method",
         (0.2, 0.05),
+        "--detector, and objects in the samples",
     ),
     "hidden": _Figure(
         lambda r: _best(r).get("hidden"), False, "share of the picture hidden", (0.2, 0.02)
@@ -144,12 +146,18 @@ def check(report: dict[str, Any], limits: dict[str, float]) -> dict[str, Any]:
             {
                 "name": name,
                 "value": value,
-                "shown": "unknown" if value is None else f"{value:.5g}",
+                "shown": _shown(value, figure),
                 "wanted": f"{'at least' if figure.least else 'at most'} {limit:.5g}",
                 "passed": passed,
             }
         )
     return {"passed": all(each["passed"] for each in checks), "checks": checks}
+
+
+def _shown(value: float | None, figure: _Figure) -> str:
+    if value is not None:
+        return f"{value:.5g}"
+    return "unknown" + (f" (it needs {figure.needs})" if figure.needs else "")
 
 
 def write_criteria(report: dict[str, Any], path: Path) -> None:
@@ -179,7 +187,9 @@ def read_report(path: Path, schema: int) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         found = report["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for figure in FIGURES.values() if found == schema else ():
+            figure.read(report)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CommandError(f"'{path}' is no report of evaluate_bag: {error}") from None
     if found != schema:
         raise CommandError(

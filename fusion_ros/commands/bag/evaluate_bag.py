@@ -37,6 +37,11 @@ def parser() -> argparse.ArgumentParser:
     add("--thermal", default="", metavar="TOPIC", help="default: by type and name")
     add("--rgb", default="", metavar="TOPIC")
     add("--params", type=Path, metavar="FILE", help="the node's parameter file")
+    add(
+        "--stamps",
+        choices=("header", "arrival"),
+        help="time to pair by: that of the header, or of receipt, as the parameter stamp_source",
+    )
     add("--backend", help="engine for the networks; default: that of the parameters")
     add("--processing-size", metavar="PX", help="a number, or auto, which is fixed here: see docs")
     add("--detector", metavar="ONNX", help="look for objects; 'default' is the one in ~/.cache")
@@ -125,7 +130,7 @@ def _request(a: argparse.Namespace) -> Request:
         else size or None,
         "detector": detector,
     }
-    settings, given = read_settings(a.params, changes)
+    settings, given, stamps = read_settings(a.params, changes, a.stamps)
     methods: list[str] = []
     for name in a.methods:
         methods += list_methods() if name == "all" else [name]
@@ -149,6 +154,7 @@ def _request(a: argparse.Namespace) -> Request:
         a.every,
         a.samples,
         detect=a.detector is not None,
+        stamps=stamps,
         write_bag=a.write_bag,
         compress=a.compress,
         rerun=a.rerun,

@@ -120,7 +120,12 @@ class _Evaluation:
         request = self.request
         with self._bar(self._count(), "stamps", " images") as bar:
             survey = look_through(
-                self.bag, self.cameras, self.span, request.settings.queue_size, bar.update
+                self.bag,
+                self.cameras,
+                self.span,
+                request.settings.queue_size,
+                bar.update,
+                request.stamps == "arrival",
             )
         self.survey = survey
         self.settings = self._chosen(survey)
@@ -170,11 +175,22 @@ class _Evaluation:
         return tqdm(total=total, desc=what, unit=unit, disable=off, mininterval=0.5, leave=False)
 
     def _chosen(self, survey: Survey) -> Settings:
-        """The settings to fuse with: the recommended ones for what the user has not set."""
+        """The settings to fuse with: the recommended ones for what the user has not set.
+
+        Raises BagError for clocks that no setting brings together.
+        """
+        given = self.request.given
         found = survey.recommended
+        limit = Settings.specs()["thermal_time_offset"].limits[1]
+        if abs(found.thermal_time_offset) > limit and "thermal_time_offset" not in given:
+            raise BagError(
+                f"the thermal camera's stamps are {-found.thermal_time_offset:+.0f} s from the RGB "
+                f"camera's, and thermal_time_offset reaches {limit:.0f} s: set the node's "
+                "stamp_source to arrival, and evaluate with --stamps arrival"
+            )
         values = {"tolerance": found.tolerance, "thermal_time_offset": found.thermal_time_offset}
         return self.request.settings.replace(
-            **{name: value for name, value in values.items() if name not in self.request.given}
+            **{name: value for name, value in values.items() if name not in given}
         )
 
     def _pair(self, tolerance: float, offset: float) -> Pairing:
@@ -203,7 +219,9 @@ class _Evaluation:
 
         for name, calibration in self.survey.calibrations.items():
             calibrated(name, calibration)
-        node = OfflineNode(self.bag, self.cameras, self.settings, calibrated)
+        node = OfflineNode(
+            self.bag, self.cameras, self.settings, calibrated, request.stamps == "arrival"
+        )
         waiting: deque[Future[Sample]] = deque()
         self.first_ns = int(self.survey.rgb.stamps[0])
         before: Shot | None = None

@@ -31,7 +31,7 @@ _LONGEST_KIND = 40
 
 @dataclass(frozen=True)
 class PairOfMessages:
-    """Both messages of a pair, their stamps in ns, and when the later one was received."""
+    """Both messages of a pair, the times in ns by which they are one, and that of receipt."""
 
     thermal: Any
     rgb: Any
@@ -39,12 +39,23 @@ class PairOfMessages:
     rgb_ns: int
     log_ns: int
 
+    @property
+    def stamp_ns(self) -> int:
+        """Stamp of the RGB image, which is that of the fused one, ns."""
+        return _stamp_ns(self.rgb)
+
+
+def _stamp_ns(message: Any) -> int:
+    stamp = message.header.stamp
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
 
 @dataclass
 class OfflineNode:
     """Pairs the images of a bag as the node does with these settings.
 
-    calibrated: called with a camera's name and its calibration whenever that changes.
+    calibrated: called with a camera's name and its calibration whenever that changes. by_arrival:
+    images are paired by their time of receipt.
 
     faults: number of messages by what is wrong with them, texts: the first text of each; encodings:
     encoding and size of each camera's images in the order of their first appearance.
@@ -54,6 +65,7 @@ class OfflineNode:
     cameras: Cameras
     settings: Settings
     calibrated: Callable[[str, Calibration | None], None] = lambda name, calibration: None
+    by_arrival: bool = False
     faults: Counter[str] = field(default_factory=Counter)
     texts: dict[str, str] = field(default_factory=dict)
     encodings: dict[str, list[str]] = field(default_factory=lambda: {"thermal": [], "rgb": []})
@@ -101,8 +113,7 @@ class OfflineNode:
             message = self._image(name, record)
             if message is None:
                 continue
-            stamp = message.header.stamp
-            stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
+            stamp_ns = log_ns if self.by_arrival else _stamp_ns(message)
             if stamp_ns <= 0:
                 self._fault(f"{name}_unstamped", f"{name} images have no stamp")
                 continue

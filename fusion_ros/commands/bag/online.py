@@ -86,7 +86,8 @@ class Online:
             settings = Settings(**{k: _tuples(v) for k, v in report["settings"].items()})
             played = Played()
             for _ in range(self.loop):
-                play(bag, cameras, settings, rig, self.rate, (first, stop), played)
+                by_arrival = request["stamps"] == "arrival"
+                play(bag, cameras, settings, rig, self.rate, (first, stop), played, by_arrival)
             return played
 
 
@@ -102,6 +103,8 @@ def node_parameters(report: dict[str, Any]) -> dict[str, Any]:
     # The size that was used: the node would look for one that this machine holds.
     values["processing_size"] = report["speed"]["methods"][method]["processing_size"]
     values["use_sim_time"] = True
+    if report["request"]["stamps"] == "arrival":
+        values["stamp_source"] = "arrival"
     if not report["request"]["detect"]:
         values["detect"] = False
     return values
@@ -144,8 +147,11 @@ def play(
     rate: float,
     span: tuple[int | None, int | None] = (None, None),
     played: Played | None = None,
+    by_arrival: bool = False,
 ) -> Played:
     """Play a bag to the node of `rig` once; see `Online` for the rate.
+
+    by_arrival: the node pairs by arrival, which is that of the recording at rate 1 alone.
 
     Raises TimeoutError if no node listens, or none fuses the first pair.
     """
@@ -181,14 +187,15 @@ def play(
             camera.infos.publish(message)
             continue
         stamp_ns = bag.stamp_ns(record) if usable else 0
+        pairing_ns = record.log_ns if by_arrival and usable else stamp_ns
         now_ns = time.time_ns()
         camera.images.publish(message)
         add = pairer.add_thermal if name == "thermal" else pairer.add_visible
-        for pair in add(stamp_ns, None) if stamp_ns > 0 else ():
-            _await(rig, pair.visible.stamp_ns, now_ns, sent, rate)
+        for pair in add(pairing_ns, stamp_ns) if pairing_ns > 0 else ():
+            _await(rig, pair.visible.item, now_ns, sent, rate)
     for pair in pairer.flush():
         # The node waits for a partner until the cameras are silent.
-        _await(rig, pair.visible.stamp_ns, time.time_ns(), sent, rate)
+        _await(rig, pair.visible.item, time.time_ns(), sent, rate)
     rig.observer.wait(lambda: all(s in rig.arrivals for s in sent), _REST_S, rig.check)
     played.seconds += time.monotonic() - begun
     played.due += sent

@@ -60,7 +60,7 @@ class BagOutputs:
     ) -> None:
         """Add one fused image, (H, W, 3) uint8 BGR, with its boxes and the RGB camera's info."""
         writer, log_ns = self._writer, pair.log_ns
-        header = writer.header(pair.rgb_ns, pair.rgb.header.frame_id)
+        header = writer.header(pair.stamp_ns, pair.rgb.header.frame_id)
         if self._compress:
             writer.compressed(f"{FUSED}/compressed", log_ns, header, fused, "bgr8", _QUALITY)
         else:

@@ -61,6 +61,8 @@ def settings_file(report: dict[str, Any]) -> str:
         "tolerance": found["tolerance"],
         "thermal_time_offset": found["thermal_time_offset"],
     }
+    if report["request"].get("stamps") == "arrival":
+        values["stamp_source"] = "arrival"
     usual = Settings()
     for name, value in report["settings"].items():
         if name not in values and value != _plain(getattr(usual, name)):

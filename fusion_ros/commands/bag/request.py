@@ -11,7 +11,9 @@ from typing import Any
 from fusion_ros.commands import CommandError
 from fusion_ros.frame.settings import ParameterError, Settings
 
-__all__ = ["RESERVED", "Request", "method_name", "plain", "read_settings"]
+__all__ = ["RESERVED", "STAMPS", "Request", "method_name", "plain", "read_settings"]
+
+STAMPS = ("header", "arrival")
 
 RESERVED = ("thermal", "rgb", "average", "maximum")
 """Rows of every report, which no method is called."""
@@ -24,7 +26,7 @@ class Request:
     settings: those of the node. given: names of those that the user has set, which are kept.
     methods: values of `method` to compare; the first one writes the bag and is followed online.
     start, duration: s of the bag, 0 for all of it. every: fuse each n-th pair. samples: pairs that
-    the slow measures and the player take.
+    the slow measures and the player take. stamps: as the parameter `stamp_source`, one of STAMPS.
     """
 
     settings: Settings
@@ -37,6 +39,7 @@ class Request:
     every: int = 1
     samples: int = 24
     detect: bool = False
+    stamps: str = "header"
     write_bag: Path | None = None
     compress: bool = False
     rerun: Path | None = None
@@ -50,7 +53,7 @@ class Request:
 
     def to_repeat(self) -> dict[str, Any]:
         """What decides the numbers of a report, as plain values."""
-        kept = ("methods", "thermal", "rgb", "start", "duration", "every", "samples", "detect")
+        kept = ("thermal", "rgb", "start", "duration", "every", "samples", "detect", "stamps")
         values = {name: getattr(self, name) for name in kept}
         values["methods"] = list(self.methods)
         return {**values, "given": list(self.given), "settings": plain(self.settings)}
@@ -71,18 +74,22 @@ def plain(settings: Settings) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def read_settings(path: Path | None, changes: dict[str, Any]) -> tuple[Settings, tuple[str, ...]]:
-    """Settings from a ROS parameter file and from options, and the names of those that were given.
+def read_settings(
+    path: Path | None, changes: dict[str, Any], stamps: str | None = None
+) -> tuple[Settings, tuple[str, ...], str]:
+    """Settings from a ROS parameter file and from options, the names of those given, the stamps.
 
     The file has `ros__parameters` below `/**` or a node's name. Parameters of the node alone, such
-    as qos, are passed over. Raises CommandError for a file or a value that cannot be used.
+    as qos, are passed over, but for `stamp_source`; stamps: what comes before that. Raises
+    CommandError for a file or a value that cannot be used.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _from_file(path)
+    values = {} if path is None else _from_file(path)
+    from_file = values.pop("stamp_source", STAMPS[0])
+    if from_file not in STAMPS:
+        raise CommandError(f"'{path}': stamp_source is '{from_file}', expected header or arrival")
     values.update({name: value for name, value in changes.items() if value is not None})
     try:
-        return Settings(**values), tuple(sorted(values))
+        return Settings(**values), tuple(sorted(values)), stamps or from_file
     except ParameterError as error:
         raise CommandError(str(error)) from None
 
@@ -110,4 +117,5 @@ def _from_file(path: Path) -> dict[str, Any]:
     unknown = sorted(set(values) - set(Parameters.specs()))
     if unknown:
         raise CommandError(f"'{path}' has unknown parameters: {', '.join(unknown)}")
-    return {name: value for name, value in values.items() if name in Settings.specs()}
+    kept = {*Settings.specs(), "stamp_source"}
+    return {name: value for name, value in values.items() if name in kept}

@@ -48,8 +48,11 @@ def look_through(
     span: tuple[int | None, int | None],
     queue_size: int,
     tick: Callable[[], object] = lambda: None,
+    by_arrival: bool = False,
 ) -> Survey:
     """Read both cameras' stamps in `span`, ns of receipt; `tick` is called for every image.
+
+    by_arrival: the time of receipt counts as the stamp.
 
     Raises BagError if a camera has no image there.
     """
@@ -66,7 +69,7 @@ def look_through(
                     calibrations[name] = calibration_of(bag.message(record), cameras, name)
             continue
         name = images[record.topic]
-        stamp = bag.stamp_ns(record)
+        stamp = record.log_ns if by_arrival else bag.stamp_ns(record)
         if stamp > 0:
             found[name][0].append(stamp)
             found[name][1].append(record.log_ns)

@@ -10,6 +10,7 @@ __all__ = ["Problem", "best_method", "problems", "size_that_holds", "verdict_of"
 
 _FEW_PAIRS = 0.95
 _FAR_PX = 2.0
+_FAR_S = 0.01
 _MUCH_HIDDEN = 0.10
 _MORE_LOST = 0.05
 _RANKED = ("VIF", "Qabf", "SSIM")
@@ -55,6 +56,12 @@ def _method_sentence(report: dict[str, Any]) -> str:
     best = best_method(report)
     if best not in rows:
         return f"{best} ran, but no pair could be measured."
+    engine = report["speed"]["methods"].get(best, {}).get("engine", "")
+    if engine.startswith("null"):
+        return (
+            "No network ran, since the backend is null: quality and speed are those of the RGB "
+            "image, and say nothing of a method."
+        )
     hidden = {name: 100 * rows[name]["hidden"] for name in (best, "thermal", "rgb", "average")}
     alone = min(("thermal", "rgb"), key=hidden.__getitem__)
     shown = {"thermal": "the thermal image", "rgb": "the RGB image"}[alone]
@@ -91,10 +98,13 @@ def _settings_sentence(report: dict[str, Any]) -> str:
     found = report["streams"]["recommended"]
     share = report["pairs"]["share"]
     wanted = report["streams"][report["pairs"]["slower"]]["rate_hz"]
+    offset_s = abs(found["thermal_time_offset"])
+    # With the defaults a fast camera's images have partners, too, but the wrong ones.
+    apart = f", of images {1000 * offset_s:.0f} ms apart" if offset_s > _FAR_S else ""
     text = (
         f"Set tolerance to {found['tolerance']:g} s and thermal_time_offset to "
         f"{found['thermal_time_offset']:g} s, which pairs {100 * share['recommended']:.1f} % of "
-        f"the slower camera's images (the defaults: {100 * share['default']:.1f} %)"
+        f"the slower camera's images (the defaults: {100 * share['default']:.1f} %{apart})"
     )
     sizes = report["speed"]["sizes"]
     if not sizes:
@@ -131,12 +141,20 @@ def _mend_sentence(found: list[Problem]) -> str:
 def problems(report: dict[str, Any]) -> list[Problem]:
     """What is wrong with the recording and the cameras, the worst first."""
     found = [
+        *_of_recording(report),
         *_of_streams(report),
         *_of_pairs(report),
         *_of_registration(report),
         *_of_images(report),
     ]
     return sorted(found, key=lambda each: -each.weight)
+
+
+def _of_recording(report: dict[str, Any]) -> list[Problem]:
+    problem = report.get("bag", {}).get("problem")
+    if not problem:
+        return []
+    return [Problem(90, f"the recording: {problem}; losses may be its own and not the cameras'")]
 
 
 def _of_streams(report: dict[str, Any]) -> list[Problem]:
@@ -189,7 +207,7 @@ def _of_streams(report: dict[str, Any]) -> list[Problem]:
                 "them (PTP, chrony, or stamps by the host)",
             )
         )
-    elif abs(streams["recommended"]["thermal_time_offset"]) > 0.01:
+    elif abs(streams["recommended"]["thermal_time_offset"]) > _FAR_S:
         offset = -1000 * streams["recommended"]["thermal_time_offset"]
         found.append(
             Problem(

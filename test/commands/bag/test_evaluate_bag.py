@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def test_criteria_of_a_good_bag_are_met_by_it_and_decide_the_status(bag, tmp_pat
     said = capsys.readouterr().out
     assert "passed: pairs" in said
     assert "FAILED: rgb_dropped is 4, wanted at most 1" in said
-    assert "FAILED: lost is unknown" in said  # without a detector nobody knows
+    assert "FAILED: lost is unknown (it needs --detector" in said
     checks = report_of(tmp_path / "c")["criteria"]
     assert [each["passed"] for each in checks["checks"]] == [True, False, False]
 
@@ -175,6 +176,14 @@ def test_criteria_of_no_use_are_refused_before_any_work(tmp_path, capsys, conten
     file.write_text(content)
     assert evaluate(tmp_path / "bag", tmp_path / "out", "--criteria", file) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', '{"schema": 1, "pairs": 3}'])
+def test_a_baseline_that_is_no_report_is_refused_before_any_work(tmp_path, capsys, content):
+    file = tmp_path / "report.json"
+    file.write_text(content)
+    assert evaluate(tmp_path / "bag", tmp_path / "out", "--baseline", file) == 2
+    assert "is no report of evaluate_bag" in capsys.readouterr().err
 
 
 # --- Bad input ----------------------------------------------------------------------------------
@@ -243,6 +252,53 @@ def test_what_cannot_be_evaluated_ends_with_status_3_and_a_sentence(
     assert said in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def since_boot(tmp_path):
+    """A bag whose thermal stamps are 100,000 s behind those of the RGB camera."""
+    plan = small_plan(tmp_path / "a", seconds=2)
+    make_bag(plan)
+    with open_bag(plan.output) as bag, BagWriter(tmp_path / "boot") as writer:
+        for record in bag.records(list(bag.topics)):
+            kind, message = bag.topics[record.topic].type, bag.message(record)
+            if record.topic == "/thermal/image_raw":
+                message.header.stamp.sec -= 100_000
+            writer.write(record.topic, kind, record.log_ns, message)
+    return tmp_path / "boot"
+
+
+def test_stamps_since_boot_are_told_and_paired_by_arrival_if_asked_for(tmp_path, capsys):
+    boot = since_boot(tmp_path)
+    assert evaluate(boot, tmp_path / "out") == 3
+    assert "set the node's stamp_source to arrival, and evaluate with --stamps arrival" in (
+        capsys.readouterr().err
+    )
+    params = tmp_path / "params.yaml"
+    params.write_text("/**: {ros__parameters: {stamp_source: arrival}}")
+    for more in (["--stamps", "arrival"], ["--params", params]):
+        assert evaluate(boot, tmp_path / "out", "--write-bag", tmp_path / "fused", *more) == 0
+        assert report_of(tmp_path / "out")["pairs"]["share"]["used"] > 0.9
+        settings = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())
+        assert settings["/**"]["ros__parameters"]["stamp_source"] == "arrival"
+        with open_bag(tmp_path / "fused") as fused, open_bag(boot) as bag:
+            ours = {fused.stamp_ns(r) for r in fused.records(["/fused/image"])}
+            assert ours and ours <= {bag.stamp_ns(r) for r in bag.records(["/rgb/image_raw"])}
+        shutil.rmtree(tmp_path / "fused")
+
+
+def test_messages_that_damage_inside_the_bag_has_cost_are_told(tmp_path):
+    plan = small_plan(tmp_path / "bag", seconds=2)
+    make_bag(plan)
+    file = next(plan.output.glob("*.mcap"))
+    data = bytearray(file.read_bytes())
+    half = len(data) // 2
+    data[half : half + 150_000] = bytes(150_000)
+    file.write_bytes(data)
+    assert evaluate(plan.output, tmp_path / "out") == 0
+    report = report_of(tmp_path / "out")
+    assert not report["complete"]
+    assert "damaged" in report["bag"]["problem"]
+    assert report["verdict"]["mend"].startswith("Mend first: the recording: ")
 
 
 def test_a_damaged_camera_info_costs_that_message_only(tmp_path):

@@ -89,7 +89,8 @@ def test_boxes_are_written_as_detections_and_as_annotations(tmp_path):
 
     from fusion_ros.commands.bag.offline import PairOfMessages
 
-    rgb = SimpleNamespace(header=SimpleNamespace(frame_id="rgb"))
+    stamp = SimpleNamespace(sec=10**9, nanosec=0)
+    rgb = SimpleNamespace(header=SimpleNamespace(frame_id="rgb", stamp=stamp))
     pair = PairOfMessages(None, rgb, 10**18, 10**18, 10**18 + 5)
     with BagOutputs(None, request, "baffm") as outputs:
         outputs.frame(pair, np.zeros((8, 8, 3), np.uint8), [box], None)

@@ -40,6 +40,19 @@ def report(**rows):
     }
 
 
+def test_without_a_network_no_method_is_recommended():
+    without = report(**SOURCES, cfi=(0.4, 0.2))
+    without["speed"]["methods"] = {"cfi": {"engine": "null: no network runs"}}
+    assert verdict_of(without)["method"].startswith("No network ran")
+
+
+def test_the_defaults_are_not_praised_for_pairs_of_the_wrong_images():
+    late = report(**SOURCES, cfi=(0.1, 0.1))
+    assert "(the defaults: 100.0 %)" in verdict_of(late)["settings"]
+    late["streams"]["recommended"]["thermal_time_offset"] = -0.05
+    assert "(the defaults: 100.0 %, of images 50 ms apart)" in verdict_of(late)["settings"]
+
+
 SOURCES = {"thermal": (0.5, 0.4), "rgb": (0.4, 0.2), "average": (0.6, 0.5), "maximum": (0.3, 0.3)}
 
 
