@@ -101,4 +101,3 @@ def test_a_tiny_run_on_the_cpu_ends_with_weights_and_checkpoints(data, tmp_path)
     assert (output / "caf" / "last.ckpt").is_file()
     found = json.loads((output / "on_gpu.json").read_text())["train"]["caf"]
     assert found["status"] == 0 and found["steps"] >= 1 and found["precision"] == "32-true"
-    assert on_gpu.main(["do=train", *arguments]) == 0
