@@ -6,8 +6,9 @@
 
 The page has `<!-- table NAME -->` and `<!-- end -->` around each table; what is between them is
 replaced. NAME is `cost`; `paper METHOD`, from docs/papers.yaml and docs/evaluation.json;
-`ablation METHOD`, from docs/ablations/METHOD.json; `effects`, from docs/effects.json; or
-`targets`, from docs/targets.json. No figure is typed by hand.
+`ablation METHOD`, from docs/ablations/METHOD.json; `effects`, from docs/effects.json;
+`targets`, from docs/targets.json; or `time`, from the videos of docs/evaluation.json and
+docs/evaluation_m3svd.json. No figure is typed by hand.
 
 Settings as `key=value`: docs (the folder), check.
 """
@@ -25,6 +26,7 @@ from fusion_models import list_models
 from fusion_models.cfi.interventions import KINDS
 from fusion_models.deploy.cost import cost_of
 from fusion_models.files import write_text
+from fusion_models.pairs import is_video
 from fusion_models.settings import ConfigError, merge_settings, show_help
 
 DEFAULTS = {"docs": str(Path(__file__).resolve().parent.parent / "docs"), "check": False}
@@ -166,6 +168,32 @@ def targets_table(docs: Path) -> str:
     )
 
 
+def time_table(docs: Path) -> str:
+    """Flicker and variation of brightness of each row, over the videos of each data set."""
+    videos: dict[str, list[dict]] = {}
+    for name in ("evaluation_m3svd.json", "evaluation.json"):
+        if (docs / name).is_file():
+            for set_name, result in json.loads((docs / name).read_text())["sets"].items():
+                if is_video(set_name):
+                    videos.setdefault(set_name.partition("/")[0], []).append(result["rows"])
+    if not videos:
+        return OPEN
+    head, lines = [""], {}
+    for name, several in videos.items():
+        head += [f"{name}, {len(several)} videos: flicker", "least to most", "brightness"]
+        for method in several[0]:
+            flicker = [rows[method]["mean"]["flicker"] for rows in several]
+            steps = [rows[method]["mean"]["brightness"] for rows in several]
+            lines.setdefault(method, [method]).extend(
+                [
+                    f"{sum(flicker) / len(flicker):+.2f}",
+                    f"{min(flicker):+.2f} to {max(flicker):+.2f}",
+                    f"{sum(steps) / len(steps):.2f}",
+                ]
+            )
+    return markdown(head, list(lines.values()))
+
+
 def fill(page: str, docs: Path) -> str:
     """The page with all its tables made again.
 
@@ -174,7 +202,7 @@ def fill(page: str, docs: Path) -> str:
     """
     makers = {
         "cost": cost_table, "paper": paper_table, "ablation": ablation_table,
-        "effects": effects_table, "targets": targets_table,
+        "effects": effects_table, "targets": targets_table, "time": time_table,
     }  # fmt: skip
 
     def table(match: re.Match) -> str:

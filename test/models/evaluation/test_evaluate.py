@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from datetime import datetime
@@ -17,7 +18,7 @@ for module in ("torch", "omegaconf", "onnx", "tqdm"):
 
 from support import write_fusion_onnx  # noqa: E402
 
-from fusion_models import WEIGHTS_DIR  # noqa: E402
+from fusion_models import WEIGHTS_DIR, list_models  # noqa: E402
 from fusion_models.evaluation.evaluate import (  # noqa: E402
     METRICS,
     MORE,
@@ -373,6 +374,21 @@ class FlickerEachFrame:
     def __call__(self, pair):
         self.frames += 1
         return (pair.vi * 0.8 + 20 * (self.frames % 2)).astype(np.uint8)
+
+
+def test_figures_of_videos_are_of_the_committed_weights_and_in_their_cards():
+    committed = json.loads(COMMITTED.with_name("evaluation_m3svd.json").read_text())
+    assert sorted(committed["models"]) == sorted(list_models())
+    for name, model in committed["models"].items():
+        onnx = WEIGHTS_DIR / model["file"]
+        assert hashlib.sha256(onnx.read_bytes()).hexdigest() == model["sha256"], (
+            f"evaluate again: sets=m3svd cards=true, {name} has other weights"
+        )
+        card = json.loads((WEIGHTS_DIR / f"{name}.json").read_text())["metrics"]
+        for set_name, result in committed["sets"].items():
+            for key in ("flicker", "brightness"):
+                wanted = result["rows"][name]["mean"][key]
+                assert card[set_name][key] == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.slow
