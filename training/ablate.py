@@ -75,7 +75,7 @@ SHOWN = ("VIF", "Qabf", "SCD", "AG", "SSIM/2", "hidden")
 """Figures of the tables, with `lost` where objects are labelled, and those of interventions."""
 INTERVENED = ("cfi",)
 """Methods whose rows are also measured under interventions on the inputs."""
-MIDDLE, DRAWS = 192, 1
+MIDDLE, DRAWS = 128, 1
 """Side of the middle of the images that is intervened on, and draws of masks of each kind."""
 COARSEST = 16
 """Images are padded to a multiple of this, which networks of five scales need."""
