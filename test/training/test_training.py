@@ -27,6 +27,7 @@ from fusion_models.data import CropSampler  # noqa: E402
 from fusion_models.files import write_text  # noqa: E402
 from fusion_models.hardware import choose_precision  # noqa: E402
 from fusion_models.pairs import DataError  # noqa: E402
+from fusion_models.search.terms import FIXED, PAPER  # noqa: E402
 from fusion_models.trainer import (  # noqa: E402
     ConfigError,
     TrainConfig,
@@ -379,6 +380,19 @@ def test_a_searched_loss_takes_the_place_of_the_method_s_own(pairs, tmp_path):
     settings["loss"] = str(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match="none.yaml"):
         Trainer(tiny(pairs, tmp_path, **settings))
+
+
+def test_the_searched_loss_that_comes_along_trains_any_method(pairs, tmp_path):
+    pytest.importorskip("yaml")
+    pytest.importorskip("efficientnet_lite_pytorch", reason="pip install .[dictionary]")
+    file = CONFIG / "loss_detection.yaml"
+    trainer = Trainer(tiny(pairs, tmp_path, method="caf", loss=str(file)))
+    weights = trainer.objective.weights
+    assert set(weights) == {*PAPER, *FIXED}
+    assert sum(weights[name] for name in PAPER) == pytest.approx(len(PAPER), abs=0.01)
+    before = {k: v.clone() for k, v in trainer.raw_model.state_dict().items()}
+    trainer.fit()
+    assert any(not torch.equal(v, before[k]) for k, v in trainer.raw_model.state_dict().items())
 
 
 def test_a_missing_set_of_the_mix_is_named(pairs, tmp_path, capsys):
