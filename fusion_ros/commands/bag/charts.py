@@ -10,7 +10,7 @@ from html import escape
 __all__ = ["histogram", "lines"]
 
 _WIDTH, _HEIGHT = 640, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 12, 10, 44
 _TICKS = 5
 
 
@@ -89,7 +89,7 @@ class _Frame:
         for value in _ticks(*self._x):
             at = self.x(value)
             parts.append(
-                f'<text class="tick" x="{at:.1f}" y="{_HEIGHT - _BOTTOM + 14}" '
+                f'<text class="tick" x="{at:.1f}" y="{_HEIGHT - _BOTTOM + 17}" '
                 f'text-anchor="middle">{value:.4g}</text>'
             )
         for value in _ticks(*self._y):
@@ -103,7 +103,7 @@ class _Frame:
         parts.append(
             f'<text class="label" x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 4}" '
             f'text-anchor="middle">{x_label}</text><text class="label" '
-            f'transform="translate(12 {(_HEIGHT - _BOTTOM) / 2}) rotate(-90)" '
+            f'transform="translate(16 {(_HEIGHT - _BOTTOM) / 2}) rotate(-90)" '
             f'text-anchor="middle">{y_label}</text>'
         )
         return (

@@ -154,6 +154,8 @@ def _of_recording(report: dict[str, Any]) -> list[Problem]:
     problem = report.get("bag", {}).get("problem")
     if not problem:
         return []
+    if not any(report["streams"][name]["dropped"] for name in ("thermal", "rgb")):
+        return [Problem(9, f"the recording: {problem}")]
     return [Problem(90, f"the recording: {problem}; losses may be its own and not the cameras'")]
 
 
