@@ -554,6 +554,30 @@ def test_a_publisher_that_is_held_holds_no_frame(field, monkeypatch):
     assert report.count("unpublished") == 2
 
 
+def test_a_publisher_that_raises_costs_that_frame_and_the_next_one_is_published(field, monkeypatch):
+    rig = field()
+    publisher = rig._local.configured.outputs._publishers[FUSED]
+    publish, raised = publisher.publish, []
+
+    def fail(message):
+        if not raised:
+            raised.append(message)
+            raise RuntimeError("the middleware is out of memory")
+        publish(message)
+
+    monkeypatch.setattr(publisher, "publish", fail)
+    pair = np.full((48, 64), 99, np.uint8), np.full((48, 64, 3), 60, np.uint8)
+    first = time.time_ns()
+    rig.send(first, *pair)
+    assert rig.wait(lambda: raised)
+    assert says(rig, "fusion", "publishing failed: RuntimeError: the middleware is out of memory")
+    fuse(rig, *pair)
+    report = rig.settle()
+    assert first not in rig.images
+    assert (report.count("fused"), report.count("rejected")) == (1, 1)
+    assert report.count("publishing_failed") == 1
+
+
 def test_a_bond_shows_signs_of_life_until_the_node_is_stuck_or_inactive():
     sent = []
 

@@ -19,6 +19,13 @@ def test_each_test_that_a_page_names_exists(page):
     named = set(re.findall(r"`(test_\w+)(?:\[[^`]*\])?`", text))
     assert named - defined == set()
     assert len(named) > 10
+    values = re.findall(r"`(?:test_\w+)?\[([^`\]]+)\]`", text)
+    known = [
+        value
+        for value in values
+        if all(f'"{part}"' in sources for part in value.split("-")) or f'"{value}"' in sources
+    ]
+    assert known == values
     files = set(re.findall(r"`(test/[\w/]+\.py)`", text))
     assert [name for name in files if not (ROOT / name).is_file()] == []
 
