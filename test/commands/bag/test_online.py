@@ -95,3 +95,41 @@ def test_each_round_of_a_loop_counts_with_its_own_images(tmp_path, ros, rate):
     assert len(played.latency_ms) == played.fused
     assert min(played.latency_ms) > 0
     assert rate or played.fused == 30
+
+
+def test_a_ros_1_bag_of_planes_and_big_endian_counts_is_played_as_it_is(tmp_path, ros):
+    from rosbags.rosbag1 import Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    kind, store = "sensor_msgs/msg/Image", get_typestore(Stores.ROS1_NOETIC)
+    make = {name.rpartition("/")[2]: each for name, each in store.types.items()}
+
+    def image(stamp_ns, encoding, size, step, data, big=0):
+        stamp = make["Time"](sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+        header = make["Header"](seq=0, stamp=stamp, frame_id="camera")
+        message = make["Image"](
+            header=header,
+            height=size[1],
+            width=size[0],
+            encoding=encoding,
+            is_bigendian=big,
+            step=step,
+            data=np.frombuffer(data, np.uint8),
+        )
+        return store.serialize_ros1(message, kind)
+
+    counts = np.random.default_rng(0).integers(29000, 30000, (48, 64)).astype(">u2")
+    with Writer(tmp_path / "drive.bag") as writer:
+        thermal, rgb = (
+            writer.add_connection(topic, kind, typestore=store)
+            for topic in ("/thermal/image_raw", "/rgb/image_raw")
+        )
+        for number in range(5):
+            stamp = 10**18 + number * 10**8
+            writer.write(thermal, stamp, image(stamp, "mono16", (64, 48), 128, counts.tobytes(), 1))
+            writer.write(rgb, stamp + 1, image(stamp, "nv12", (64, 48), 64, bytes(64 * 72)))
+    settings = Settings(backend="null", processing_size=0, detect=False)
+    with Rig("planes") as rig, open_bag(tmp_path / "drive.bag") as bag:
+        rig.run(FuseNode, backend="null", processing_size=0, detect=False, use_sim_time=True)
+        played = play(bag, find_cameras(bag), settings, rig, rate=0)
+    assert (len(played.due), played.fused) == (5, 5)
