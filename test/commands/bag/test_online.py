@@ -102,12 +102,13 @@ def test_a_ros_1_bag_of_planes_and_big_endian_counts_is_played_as_it_is(tmp_path
     from rosbags.typesys import Stores, get_typestore
 
     kind, store = "sensor_msgs/msg/Image", get_typestore(Stores.ROS1_NOETIC)
-    make = {name.rpartition("/")[2]: each for name, each in store.types.items()}
+    names = (kind, "std_msgs/msg/Header", "builtin_interfaces/msg/Time")
+    make_image, make_header, make_time = (store.types[name] for name in names)
 
     def image(stamp_ns, encoding, size, step, data, big=0):
-        stamp = make["Time"](sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
-        header = make["Header"](seq=0, stamp=stamp, frame_id="camera")
-        message = make["Image"](
+        stamp = make_time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+        header = make_header(seq=0, stamp=stamp, frame_id="camera")
+        message = make_image(
             header=header,
             height=size[1],
             width=size[0],
