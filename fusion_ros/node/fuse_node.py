@@ -32,6 +32,8 @@ __all__ = ["FuseNode"]
 
 _SUCCESS = TransitionCallbackReturn.SUCCESS
 _FAILURE = TransitionCallbackReturn.FAILURE
+_LONGEST_REASON = 1000
+"""Characters of an answer: names and values that are refused can be of any length."""
 _CLEANUP_S = 0.5
 """How long the transition `cleanup` waits for the frame in progress, at most, s."""
 
@@ -245,8 +247,7 @@ class FuseNode(GuardedNode):
         """
         unknown = [one.name for one in parameter_list if not self.has_parameter(one.name)]
         if unknown:
-            reason = "; ".join(map(node_parameters.explain_unknown, unknown))
-            return SetParametersResult(successful=False, reason=reason)
+            return _refusal("; ".join(map(node_parameters.explain_unknown, unknown)))
         try:
             typed = [node_parameters.typed(parameter) for parameter in parameter_list]
             parameters = self._changed({p.name: p.value for p in typed})
@@ -254,8 +255,7 @@ class FuseNode(GuardedNode):
             if result.successful and parameters is not None:
                 self.configured.use(parameters)
         except Exception as error:
-            reason = str(error) if isinstance(error, ValueError) else describe(error)
-            return SetParametersResult(successful=False, reason=reason)
+            return _refusal(str(error) if isinstance(error, ValueError) else describe(error))
         return result
 
     def _changed(self, values: dict[str, Any]) -> Parameters | None:
@@ -304,3 +304,8 @@ class FuseNode(GuardedNode):
         unknown = [n for n in self.overrides if concerned(n) and not self.has_parameter(n)]
         for name in unknown:
             self.get_logger().warning(node_parameters.explain_unknown(name))
+
+
+def _refusal(reason: str) -> SetParametersResult:
+    short = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+    return SetParametersResult(successful=False, reason=short)

@@ -206,13 +206,13 @@ def explain_unknown(name: str) -> str:
     """Say that the node has no parameter `name`, and which one may be meant."""
     if name.startswith("qos_overrides."):
         return (
-            f"parameter '{name}' has no effect: expected qos_overrides.<topic>.<publisher or "
+            f"parameter '{name[:300]}' has no effect: expected qos_overrides.<topic>.<publisher or "
             "subscription>.<history, depth, reliability or durability>, with the full name of a "
             "topic of this node"
         )
     close = difflib.get_close_matches(name, Parameters.specs(), 1)
     hint = f": do you mean '{close[0]}'?" if close else "; `ros2 param list` names all it has"
-    return f"parameter '{name}' has no effect, this node has none of that name{hint}"
+    return f"parameter '{name[:100]}' has no effect, this node has none of that name{hint}"
 
 
 def unread_files(arguments: Sequence[str], node: str) -> list[str]:

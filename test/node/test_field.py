@@ -439,6 +439,26 @@ def test_a_parameter_that_the_node_does_not_have_is_refused_by_name(field):
     assert rig._local.get_parameter("confidence").value == 0.25
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [("gain_mode", "m" * 100_000)],
+        [("method", "m" * 100_000)],
+        [("classes", ["c" * 1000] * 1000)],
+        [("m" * 100_000, 1)],
+        [(f"nothing_{number}", 1) for number in range(1000)],
+    ],
+    ids=["choice", "method", "list", "name", "names"],
+)
+def test_an_answer_to_absurd_parameters_is_short_and_the_node_goes_on(field, values):
+    rig = field(start=False)
+    result = rig._local.set_parameters_atomically([rclpy.Parameter(n, value=v) for n, v in values])
+    if values[0][0] != "classes":  # known only once a detector is loaded
+        assert not result.successful
+    assert len(result.reason) < 1100
+    assert rig._local.start()
+
+
 # --- Nodes and processes --------------------------------------------------------------------------
 
 
