@@ -7,11 +7,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["BagError", "Record", "Storage", "Topic"]
+__all__ = ["BagError", "Record", "Storage", "Topic", "WriteError"]
 
 
 class BagError(ValueError):
     """A bag that cannot be read or written; the text says what was found and what to do."""
+
+
+class WriteError(BagError):
+    """A bag that cannot be written."""
 
 
 @dataclass(frozen=True)

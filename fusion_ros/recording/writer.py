@@ -20,7 +20,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 
 from fusion_ros.frame import images
 from fusion_ros.recording.messages import CAMERA_INFO, COMPRESSED, IMAGE, ros2_types
-from fusion_ros.recording.storage import BagError
+from fusion_ros.recording.storage import WriteError
 
 __all__ = ["COMPRESSIONS", "STORAGES", "BagWriter"]
 
@@ -32,14 +32,14 @@ _PLUGINS = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 class BagWriter:
     """A new bag; use it in a `with` block. An exception in the block leaves no bag behind.
 
-    compression: zstd of each message or of the whole file. Raises BagError if the bag cannot be
+    compression: zstd of each message or of the whole file. Raises WriteError if the bag cannot be
     written, because its name is taken or the disk is full.
     """
 
     def __init__(self, path: str | Path, storage: str = "mcap", compression: str = "none") -> None:
         self.path = Path(path)
         if self.path.exists():
-            raise BagError(f"'{self.path}' exists already: give another name, or remove it")
+            raise WriteError(f"'{self.path}' exists already: give another name, or remove it")
         # In a folder of the final name, since the files in it are called after it.
         self._part = self.path.parent / f".{self.path.name}.part-{os.getpid()}"
         shutil.rmtree(self._part, ignore_errors=True)
@@ -138,7 +138,7 @@ class BagWriter:
         settings = [cv2.IMWRITE_JPEG_QUALITY, quality] if kind == "jpeg" else []
         done, data = cv2.imencode(f".{kind[:3].replace('jpe', 'jpg')}", pixels, settings)
         if not done:
-            raise BagError(f"OpenCV cannot compress {pixels.dtype} {pixels.shape} to {kind}")
+            raise WriteError(f"OpenCV cannot compress {pixels.dtype} {pixels.shape} to {kind}")
         shown = f"{encoding}; {kind} compressed {encoding}"
         message = self.type(COMPRESSED)(header=header, format=shown, data=data.ravel())
         self.write(topic, COMPRESSED, log_ns, message)
@@ -166,7 +166,7 @@ class BagWriter:
         self.write(topic, CAMERA_INFO, log_ns, message)
 
 
-def _disk(path: Path, error: Exception) -> BagError:
-    return BagError(
+def _disk(path: Path, error: Exception) -> WriteError:
+    return WriteError(
         f"the bag '{path}' cannot be written: {getattr(error, 'strerror', None) or error}"
     )

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fusion_ros.commands.bag.one import evaluate_to
     from fusion_ros.commands.bag.results import OutputError
     from fusion_ros.inference import EngineError
-    from fusion_ros.recording.storage import BagError
+    from fusion_ros.recording.storage import BagError, WriteError
 
     request = _request(arguments)
     limits = load_criteria(arguments.criteria) if arguments.criteria else {}
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
             init_criteria=arguments.init_criteria,
             online=_online(arguments),
         )
-    except OutputError as error:
+    except (OutputError, WriteError) as error:
         raise CommandError(str(error), NO_RESULT) from None
     except BagError as error:
         raise CommandError(str(error), UNUSABLE) from None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class Request:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.start, self.duration) < 0 or self.every < 1 or self.samples < 1:
+        times = (self.start, self.duration)
+        if not all(0 <= s < math.inf for s in times) or self.every < 1 or self.samples < 1:
             raise CommandError(
                 "--start and --duration must not be negative, --every and --samples at least 1"
             )

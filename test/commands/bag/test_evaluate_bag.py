@@ -178,6 +178,13 @@ def test_criteria_of_no_use_are_refused_before_any_work(tmp_path, capsys, conten
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--start", "--duration"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_times_that_are_none_are_refused(tmp_path, capsys, option, value):
+    assert evaluate(tmp_path / "bag", tmp_path / "out", f"{option}={value}") == 2
+    assert "--start and --duration must not be negative" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', '{"schema": 1, "pairs": 3}'])
 def test_a_baseline_that_is_no_report_is_refused_before_any_work(tmp_path, capsys, content):
     file = tmp_path / "report.json"

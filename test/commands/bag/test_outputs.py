@@ -109,5 +109,5 @@ def test_boxes_are_written_as_detections_and_as_annotations(tmp_path):
 def test_a_name_that_is_taken_is_refused_before_the_work(bags, tmp_path, capsys):
     original, written = bags
     arguments = [str(original), "--out", str(tmp_path / "out"), "--write-bag", str(written)]
-    assert main.main(["evaluate_bag", *arguments, *EVALUATE]) == 3
+    assert main.main(["evaluate_bag", *arguments, *EVALUATE]) == 4
     assert "exists already" in capsys.readouterr().err
