@@ -162,15 +162,17 @@ class Detector:
 
     @classes.setter
     def classes(self, names: Sequence[str]) -> None:
-        ids = {name: i for i, name in self.class_names.items()}
-        unknown = [name for name in names if name not in ids]
+        known = list(dict.fromkeys(self.class_names.values()))
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(
                 f"the detector has no class {', '.join(map(repr, unknown))}: expected "
-                f"{', '.join(ids)}"
+                f"{', '.join(known)}"
             )
         self._classes = list(names)
-        self._class_ids = np.array([ids[name] for name in names], np.int64)
+        # A name may stand for several classes, as in sets that were joined.
+        wanted = [i for i, name in self.class_names.items() if name in self._classes]
+        self._class_ids = np.array(wanted, np.int64)
 
     def detect(self, bgr: np.ndarray, on_device: DeviceArray | None = None) -> list[Detection]:
         """Find objects in `bgr`, (H, W, 3) uint8, strongest first.

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fusion_ros.frame.bit_depth import BitDepth
 from fusion_ros.frame.compressed import check, encode_jpeg, thermal_array, visible_bgr
 from fusion_ros.frame.images import ImageError
 
@@ -47,6 +48,12 @@ def test_8_bit_thermal_images_are_read_from_png_and_jpeg():
 def test_colours_are_in_the_order_that_the_format_names(form, suffix, swapped):
     read = visible_bgr(message(BGR[..., ::-1] if swapped else BGR, form, suffix))
     np.testing.assert_allclose(read.astype(int), BGR, atol=4)
+
+
+def test_a_png_of_12_bits_is_as_bright_as_its_camera():
+    twelve = BGR.astype(np.uint16) * 16
+    read = visible_bgr(message(twelve, "bgr16; png compressed bgr16"), depth=BitDepth())
+    np.testing.assert_allclose(read, BGR, atol=1)
 
 
 def test_16_bit_colour_grey_and_alpha_become_8_bit_bgr():

@@ -104,6 +104,17 @@ def test_confidence_and_classes_change_between_two_images(detector):
     assert detector.detect(square()) == []
 
 
+def test_a_name_that_several_classes_have_keeps_the_boxes_of_each(tmp_path):
+    boxes = [(i, 0.9, (10 + 20 * i, 10, 24 + 20 * i, 30)) for i in range(3)]
+    onnx = write_detector_onnx(tmp_path / "boxes.onnx", boxes, names=("car", "dog", "car"))
+    engine = load_engine(onnx, "onnxruntime_cpu")
+    detector = Detector(engine, classes=["car"], layout="yolov8")
+    assert [(d.class_name, d.class_id) for d in detector.detect(square())] == [
+        ("car", 0),
+        ("car", 2),
+    ]
+
+
 def test_a_high_iou_keeps_overlapping_boxes(tmp_path):
     onnx = write_detector_onnx(tmp_path / "boxes.onnx", BOXES)
     assert len(Detector(load_engine(onnx, "onnxruntime_cpu"), iou=0.99).detect(square())) == 4
