@@ -9,6 +9,7 @@ with open_bag("drive_0042") as bag:
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -248,9 +249,24 @@ def _choice(found: dict[str, Topic], like: re.Pattern, unlike: re.Pattern, taken
         and topic.name != taken
         and topic.count
     ]
-    # Raw images before compressed ones: the latter are the former with losses.
-    fits.sort(key=lambda t: (t.type == COMPRESSED, not _RAW.search(t.name), len(t.name), t.name))
+    # First those of the other camera's robot or rig; then raw images before compressed ones, which
+    # are the former with losses.
+    fits.sort(
+        key=lambda t: (
+            -_shared_parts(t.name, taken),
+            t.type == COMPRESSED,
+            not _RAW.search(t.name),
+            len(t.name),
+            t.name,
+        )
+    )
     return fits[0].name if fits else ""
+
+
+def _shared_parts(one: str, other: str) -> int:
+    """Number of namespaces that two topics have in common."""
+    pairs = zip(one.split("/")[1:-1], other.split("/")[1:-1])
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _namespace(topic: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from rosbags.typesys import Stores, get_typestore
 from fusion_ros.frame import compressed, images
 from fusion_ros.recording.bag import find_cameras, is_bag, open_bag
 from fusion_ros.recording.messages import IMAGE, stamp_ns
-from fusion_ros.recording.storage import BagError
+from fusion_ros.recording.storage import BagError, Topic
 from fusion_ros.recording.writer import BagWriter
 
 START = 1_700_000_000_000_000_000
@@ -253,6 +254,17 @@ def test_cameras_are_found_by_their_names(tmp_path, topics):
     with open_bag(write(tmp_path / "bag", topics=topics)) as bag:
         cameras = find_cameras(bag)
     assert (cameras.thermal.image, cameras.rgb.image) == topics
+
+
+@pytest.mark.parametrize("rig", ["/front", "/side_left"])
+def test_of_several_rigs_the_cameras_of_one_are_taken(rig):
+    names = [f"{each}/{camera}/image_raw" for each in ("/b", rig) for camera in ("rgb", "thermal")]
+    names.remove("/b/thermal/image_raw")
+    bag = SimpleNamespace(topics={name: Topic(name, IMAGE, 10) for name in names})
+    cameras = find_cameras(bag)
+    expected = (f"{rig}/thermal/image_raw", f"{rig}/rgb/image_raw")
+    assert (cameras.thermal.image, cameras.rgb.image) == expected
+    assert find_cameras(bag, rgb="/b/rgb/image_raw").rgb.image == "/b/rgb/image_raw"
 
 
 def test_topics_without_a_recognised_camera_are_listed_with_types_and_counts(tmp_path):
