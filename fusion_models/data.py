@@ -123,6 +123,8 @@ class CropSampler:
         augment: whether to flip and turn crops.
         rank: of the process, so that several draw different batches.
         gains: whether augmentation draws a gain for each modality.
+        least_scale: pairs are made smaller, down to this share of their size (1: never), as far as
+            they stay as large as a crop.
         noise: greatest standard deviation of the batch's noise, grey levels of 255 (0: none).
     """
 
@@ -137,6 +139,7 @@ class CropSampler:
         rank: int = 0,
         gains: bool = True,
         noise: float = 0.0,
+        least_scale: float = 1.0,
     ):
         if not folders:
             raise DataError("no training data: give data=<folder with ir/ and vi/>[,<another>...]")
@@ -146,7 +149,7 @@ class CropSampler:
             raise DataError(f"{len(weights)} weights for {len(folders)} data roots")
         self.weights = weights / weights.sum()
         self.seed, self.augment, self.rank, self.gains = seed, augment, rank, gains
-        self.noise = noise
+        self.noise, self.least_scale = noise, least_scale
 
     def batch(self, step: int) -> Batch:
         """The batch of a training step; equal steps give equal batches, so that runs can resume."""
@@ -179,10 +182,14 @@ class CropSampler:
         folder = self.folders[rng.choice(len(self.folders), p=self.weights)]
         ir, vi, mask = folder.images[rng.integers(len(folder))]
         size, (height, width) = self.crop, ir.shape
-        if min(height, width) < size:
-            scale = size / min(height, width)
+        scale = size / min(height, width)
+        if scale < 1.0:
+            least = max(scale, self.least_scale)
+            scale = float(np.exp(rng.uniform(np.log(least), 0.0))) if least < 1.0 else 1.0
+        if scale != 1.0:
             shape = (max(size, round(width * scale)), max(size, round(height * scale)))
-            ir, vi = (cv2.resize(i, shape, interpolation=cv2.INTER_LINEAR) for i in (ir, vi))
+            how = cv2.INTER_LINEAR if scale > 1.0 else cv2.INTER_AREA
+            ir, vi = (cv2.resize(i, shape, interpolation=how) for i in (ir, vi))
             if mask is not None:
                 mask = cv2.resize(mask, shape, interpolation=cv2.INTER_NEAREST)
             height, width = ir.shape

@@ -66,6 +66,8 @@ class TrainConfig:
             cosine to `lr * lr_final`.
         weight_decay, clip: of the optimiser; largest norm of the gradient (0: any).
         gains: whether crops also get a random gain a camera, besides turns and flips.
+        least_scale: crops come from pairs that were made smaller, down to this share of their size,
+            as by the node's `processing_size`.
         noise: the networks see crops with noise of up to this standard deviation, grey levels, and
             are to give what the clean ones ask for.
         freeze_norm: share of the schedule after which batch norms use their running statistics.
@@ -100,6 +102,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     gains: bool = True
+    least_scale: float = 1.0
     noise: float = 0.0
     freeze_norm: float = 0.6
     average: float = 0.995
@@ -309,6 +312,7 @@ class Trainer:
             rank=self.fabric.global_rank,
             gains=config.gains,
             noise=config.noise,
+            least_scale=config.least_scale,
         )
         held = self._validation_pairs([pairs.name for pairs in sets])
         return sampler, self.load(held.limited(config.validate_pairs), salient) if held else None

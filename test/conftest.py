@@ -65,6 +65,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    # Else libraries report at the end that their types were never freed.
+    gc.unfreeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not Path("/proc/driver/nvidia/version").is_file():
         pytest.skip("needs an NVIDIA GPU and its driver")

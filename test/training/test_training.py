@@ -149,6 +149,25 @@ def test_small_pictures_are_enlarged_to_the_crop(tmp_path):
     assert CropSampler([folder], 32, 2).batch(0).ir.shape == (2, 1, 32, 32)
 
 
+def test_pairs_are_made_smaller_as_far_as_a_crop_fits(tmp_path):
+    """A picture of a wave: its crops have longer and shorter waves, both images the same."""
+    for name in ("ir", "vi"):
+        (tmp_path / name).mkdir()
+        wave = 128 + 100 * np.sin(np.arange(160) * 2 * np.pi / 32)
+        cv2.imwrite(str(tmp_path / name / "0.png"), np.tile(wave, (96, 1)).astype(np.uint8))
+    folder = load(tmp_path)
+
+    def waves(least_scale: float) -> list[int]:
+        """How often each crop crosses its mean, upwards."""
+        batch = CropSampler([folder], 32, 16, augment=False, least_scale=least_scale).batch(0)
+        assert torch.equal(batch.ir, batch.vi)
+        above = batch.ir[:, 0, 0] > 0.5
+        return (above[:, 1:] & ~above[:, :-1]).sum(1).tolist()
+
+    assert max(waves(1.0)) == 1
+    assert max(waves(0.1)) == 3  # at a third of the height, as large as a crop
+
+
 def test_the_learning_rate_warms_up_and_falls_to_its_end():
     config = TrainConfig(lr=1.0, lr_final=0.1, warmup=10, max_steps=100)
     rates = [learning_rate(config, step) for step in range(101)]
