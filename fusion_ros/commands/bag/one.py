@@ -18,6 +18,7 @@ from fusion_ros.commands.bag.results import (
     REPORT,
     SETTINGS,
     OutputError,
+    check_writable,
     fingerprint,
     write_files,
 )
@@ -42,6 +43,9 @@ def evaluate_to(
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"'{out}' is no folder: give another --out")
+    check_writable(out)
+    if init_criteria is not None:
+        check_writable(init_criteria.parent)
     sinks = []
     if request.write_bag:
         from fusion_ros.commands.bag.outputs import BagOutputs

@@ -13,13 +13,42 @@ from typing import Any
 
 from fusion_ros.recording.storage import BagError
 
-__all__ = ["PAGE", "REPORT", "SETTINGS", "OutputError", "fingerprint", "finished", "write_files"]
+__all__ = [
+    "PAGE",
+    "REPORT",
+    "SETTINGS",
+    "OutputError",
+    "check_writable",
+    "fingerprint",
+    "finished",
+    "write_files",
+]
 
 PAGE, REPORT, SETTINGS = "index.html", "report.json", "settings.yaml"
 
 
 class OutputError(BagError):
     """Results that cannot be written."""
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OutputError unless files can be written to the folder, before hours of work for them.
+
+    Folders that have to be made for that are removed again.
+    """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    part = folder / f".part-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
@@ -40,13 +69,15 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
         for part, path in parts:
             os.replace(part, path)
     except OSError as error:
-        raise OutputError(
-            f"cannot write the results to '{folder}': {error.strerror or error}"
-        ) from None
+        raise _cannot_write(folder, error) from None
     finally:
         for part, _ in parts:
             with contextlib.suppress(OSError):
                 part.unlink()
+
+
+def _cannot_write(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write the results to '{folder}': {error.strerror or error}")
 
 
 def fingerprint(bag: Path, request: Mapping[str, Any], version: str) -> str:

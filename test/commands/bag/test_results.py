@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,22 @@ def test_a_full_disk_is_said_and_leaves_the_earlier_results(tmp_path, monkeypatc
         "a.txt": "before",
         "b.txt": "before",
     }
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    results.check_writable(tmp_path / "new" / "out")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    results.check_writable(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+    def read_only(self, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(results.OutputError, match="Read-only file system"):
+        results.check_writable(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_result_holds_until_the_bag_the_request_or_the_version_changes(tmp_path):
