@@ -22,12 +22,17 @@ class Seen:
 
     Attributes:
         names: of the objects (labels), or numbers of their tracks (detections; 0: none).
-        classes: class names. corners: left, top, right, bottom, `[N, 4]`, in any unit.
+        classes: class names.
+        corners: left, top, right, bottom, `[N, 4]` or a list of N, in any unit.
     """
 
     names: Sequence
     classes: Sequence[str]
-    corners: np.ndarray
+    corners: np.ndarray | Sequence[Sequence[float]]
+
+    def __post_init__(self):
+        corners = np.asarray(self.corners, np.float32).reshape(-1, 4)  # also where nothing is
+        object.__setattr__(self, "corners", corners)
 
 
 @dataclass
@@ -55,7 +60,7 @@ class Record:
 
     def add(self, truth: Seen, detections: Seen, overlap: float = 0.5) -> None:
         """Take in the next image: largest overlaps first, one detection an object."""
-        table = iou(np.asarray(truth.corners), np.asarray(detections.corners))
+        table = iou(truth.corners, detections.corners)
         same = np.array([[a == b for b in detections.classes] for a in truth.classes], bool)
         table = table * same.reshape(table.shape)
         pairs = []
@@ -97,20 +102,19 @@ def shown_by(sources: Mapping[str, Sequence[Seen]], least: int = 5) -> list[Seen
         The objects of each image; names are a source's name and a number, such as ('infrared', 3).
     """
     images = max((len(seen) for seen in sources.values()), default=0)
-    result = [Seen([], [], np.zeros((0, 4), np.float32)) for _ in range(images)]
+    result = [Seen([], [], []) for _ in range(images)]
     for source, several in sources.items():
         lengths = Counter(number for seen in several for number in seen.names if number)
         for image, seen in enumerate(several):
             known = result[image]
-            corners = np.asarray(seen.corners, np.float32).reshape(-1, 4)
-            overlap = iou(corners, known.corners)
+            overlap = iou(seen.corners, known.corners)
             same = [[a == b for b in known.classes] for a in seen.classes]
             again = (overlap * np.array(same, bool).reshape(overlap.shape) >= SAME_OBJECT).any(1)
             new = [i for i, n in enumerate(seen.names) if lengths[n] >= least and not again[i]]
             result[image] = Seen(
                 [*known.names, *((source, seen.names[i]) for i in new)],
                 [*known.classes, *(seen.classes[i] for i in new)],
-                np.concatenate((known.corners, corners[new])),
+                np.concatenate((known.corners, seen.corners[new])),
             )
     return result
 

@@ -29,6 +29,15 @@ def test_an_object_counts_where_a_detection_of_its_class_covers_it():
     assert record.recall == 0.25 and record.as_dict()["wrong an image"] == 1
 
 
+def test_an_image_in_which_nothing_is_found_counts_too():
+    record, nothing = Record(), Seen([], [], [])
+    record.add(seen(("anna", "person", 0)), nothing)
+    record.add(nothing, seen((1, "person", 0)))
+    assert (record.shown, record.found, record.wrong) == (1, 0, 1)
+    one = seen((1, "person", 0))
+    assert [len(s.names) for s in shown_by({"infrared": [one, nothing, one]}, least=2)] == [1, 0, 1]
+
+
 def test_a_detection_finds_one_object_the_nearest():
     truth = [("anna", "person", 0), ("ben", "person", 2)]
     assert follow((truth, [(1, "person", 2)])).found == 1
