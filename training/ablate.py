@@ -278,13 +278,16 @@ def draw_curves(curves: dict[str, list[list[float]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    for name, points in curves.items():
-        axis.plot(*zip(*points), label=name, linewidth=1.2)
+    figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+    colours = plt.get_cmap("tab10").colors
+    for number, (name, points) in enumerate(curves.items()):
+        style = "--" if number >= len(colours) else "-"
+        colour = colours[number % len(colours)]
+        axis.plot(*zip(*points), style, color=colour, label=name, linewidth=1.2)
     positive = all(loss > 0 for points in curves.values() for _, loss in points)
     axis.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8, ncols=2)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
