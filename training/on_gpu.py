@@ -154,7 +154,7 @@ def train(methods: list[str], deadline: float, settings: list[str], output: Path
         record = output / method / "run.json"
         run = json.loads(record.read_text()) if record.is_file() else {}
         done[method] = {
-            "status": status, "seconds": round(time.monotonic() - started, 1),
+            "status": int(status), "seconds": round(time.monotonic() - started, 1),
             **{key: run.get(key) for key in ("steps", "device", "precision", "loss_last")},
         }  # fmt: skip
     return done
