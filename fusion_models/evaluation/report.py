@@ -270,11 +270,12 @@ def _table(result: SetResult) -> str:
         f"<th>{html.escape(row.method)}</th>{cells(row)}</tr>"
         for row in result.rows
     )
-    count = f"all pairs, {len(result.rows[0].scores)}"
+    number = len(result.rows[0].scores)
+    count = f"{number} pair{'s' * (number > 1)}"
     if is_video(result.name):
         count = (
-            f"every {FRAMES_BETWEEN_METRICS}th frame of a video, {len(result.rows[0].scores)} in "
-            "all; flicker and bright are of all its frames"
+            f"every {FRAMES_BETWEEN_METRICS}th frame of a video, {number} in all; flicker and "
+            "bright are of all its frames"
         )
     return (
         f"<p>Means over {count}. Share of over-exposed pixels in the "
