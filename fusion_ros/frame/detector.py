@@ -307,6 +307,7 @@ def _canvas(engine: Engine, metadata: DetectorMetadata, asked: int) -> Size:
         spec.dtype == np.int64 and len(spec.shape) == 2 and spec.shape[1] in (2, None)
         for spec in others
     )
+    takes_images &= all(n is None or n > 0 for spec in engine.inputs for n in spec.shape)
     if not takes_images:
         found = ", ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in engine.inputs)
         task = f", with task {metadata.task}" if metadata.task else ""

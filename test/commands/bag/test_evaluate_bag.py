@@ -147,6 +147,9 @@ def test_the_page_stands_alone(out):
 def test_criteria_of_a_good_bag_are_met_by_it_and_decide_the_status(bag, tmp_path, capsys):
     file = tmp_path / "criteria.yaml"
     assert evaluate(bag, tmp_path / "a", "--init-criteria", file) == 0
+    # How fast a busy machine is differs from run to run.
+    criteria = [line for line in file.read_text().splitlines() if not line.startswith("fps:")]
+    file.write_text("\n".join(criteria))
     assert evaluate(bag, tmp_path / "b", "--criteria", file) == 0
     file.write_text("pairs: 90 %\nrgb_dropped: 1\nlost: 0.1\n")
     capsys.readouterr()
