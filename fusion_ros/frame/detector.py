@@ -297,7 +297,7 @@ def _canvas(engine: Engine, metadata: DetectorMetadata, asked: int) -> Size:
     size = metadata.size or Size(FREE_SIZE, FREE_SIZE)
     if asked:
         size = Size(asked, asked)
-    takes_images = len(shape) == 4 and shape[1] in (3, None) and image.dtype == np.float32
+    takes_images = len(shape) == 4 and shape[1] == 3 and image.dtype == np.float32
     if takes_images:
         size = Size(shape[3] or size.width, shape[2] or size.height)
         takes_images = all(_SIDES[0] <= n <= _SIDES[1] for n in size)
