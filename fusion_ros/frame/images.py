@@ -35,6 +35,7 @@ __all__ = [
     "ImageError",
     "fill",
     "output_buffer",
+    "stamp_ns",
     "thermal_array",
     "to_8bit",
     "view",
@@ -215,6 +216,11 @@ THERMAL_ENCODINGS: tuple[str, ...] = tuple(ENCODINGS)
 
 VISIBLE_ENCODINGS: tuple[str, ...] = tuple(name for name, e in ENCODINGS.items() if e.bgr)
 """Encodings `visible_bgr` reads."""
+
+
+def stamp_ns(header: Any) -> int:
+    """Stamp of a std_msgs/Header, ns; negative for a time before 1970."""
+    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec
 
 
 def view(msg: Any) -> np.ndarray:

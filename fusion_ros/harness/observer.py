@@ -16,6 +16,7 @@ from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image
 
+from fusion_ros.frame import images
 from fusion_ros.node.diagnostics import Report
 
 __all__ = ["Arrival", "Observer", "stamp_ns"]
@@ -129,8 +130,7 @@ class Observer:
 
 def stamp_ns(msg: Any) -> int:
     """Stamp of a message with a header, ns."""
-    stamp = msg.header.stamp
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
+    return images.stamp_ns(msg.header)
 
 
 def _serialized_stamp_ns(raw: bytes) -> int:

@@ -17,7 +17,7 @@ from fusion_ros.frame.shutter import fingerprint
 from fusion_ros.node.bond import Bond
 from fusion_ros.node.camera import Camera
 from fusion_ros.node.configured import Configured
-from fusion_ros.node.frames import Job, check, stamp_ns
+from fusion_ros.node.frames import Job, check
 from fusion_ros.node.inputs import CameraInput
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Active:
         """Time by which an image is paired, ns. Raises `_UnstampedError` where it has none."""
         if self._configured.parameters.stamp_source == "arrival":
             return time.monotonic_ns()
-        stamp = stamp_ns(msg.header)
+        stamp = images.stamp_ns(msg.header)
         if stamp > 0:
             return stamp
         raise _UnstampedError(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fusion_ros.frame.images import stamp_ns
 from fusion_ros.frame.monitor import Monitor, Snapshot
 from fusion_ros.frame.pairing import PairingCounts
 from fusion_ros.frame.pipeline import Pipeline
@@ -110,9 +111,8 @@ class Report:
                 prefix = part.partition(" ")[0]
                 values.update({f"{prefix}_{key}": text for key, text in status.values.items()})
         wrong = [status.message for status in parts.values() if status.level != Level.OK]
-        stamp = msg.header.stamp
         return cls(
-            stamp.sec * 1_000_000_000 + stamp.nanosec,
+            stamp_ns(msg.header),
             values,
             max(status.level for status in parts.values()),
             "; ".join(dict.fromkeys(wrong)) or parts[FUSION].message,

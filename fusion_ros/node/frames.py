@@ -27,7 +27,7 @@ from fusion_ros.node.guard import describe
 from fusion_ros.node.outputs import ANNOTATED, DETECTIONS, FUSED, NotActiveError, Outputs
 from fusion_ros.node.search import Search
 
-__all__ = ["Frames", "Job", "check", "stamp_ns"]
+__all__ = ["Frames", "Job", "check"]
 
 _CALIBRATION_S = 0.2
 """How long the first frame waits for camera_info, at most, s."""
@@ -235,7 +235,7 @@ class Frames:
     def _detect(self, fused: np.ndarray, latest: bool, header: Any) -> list[Detection]:
         self._monitor.count("searched")
         try:
-            seconds = 1e-9 * stamp_ns(header)
+            seconds = 1e-9 * images.stamp_ns(header)
             return self._pipeline.detect(fused, latest, seconds)
         except Exception as error:  # a model of a user may raise anything
             self._monitor.fault("detector_failed", f"a frame has no boxes: {describe(error)}")
@@ -267,13 +267,8 @@ class Frames:
         now_ns = self._graph.now_ns()
         if not now_ns:
             return None  # no /clock, which the diagnostics tell
-        latency_ms = 1e-6 * (now_ns - stamp_ns(header))
+        latency_ms = 1e-6 * (now_ns - images.stamp_ns(header))
         if abs(latency_ms) <= _ODD_LATENCY_MS:
             return latency_ms
         self._monitor.fault("odd_stamps", far_apart(latency_ms, self._graph.sim_time))
         return None
-
-
-def stamp_ns(header: Any) -> int:
-    """Stamp of a header, ns; negative for a time before 1970."""
-    return header.stamp.sec * 1_000_000_000 + header.stamp.nanosec

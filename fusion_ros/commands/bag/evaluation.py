@@ -125,7 +125,7 @@ class _Evaluation:
                 self.span,
                 request.settings.queue_size,
                 bar.update,
-                request.stamps == "arrival",
+                request.by_arrival,
             )
         self.survey = survey
         self.settings = self._chosen(survey)
@@ -219,9 +219,7 @@ class _Evaluation:
 
         for name, calibration in self.survey.calibrations.items():
             calibrated(name, calibration)
-        node = OfflineNode(
-            self.bag, self.cameras, self.settings, calibrated, request.stamps == "arrival"
-        )
+        node = OfflineNode(self.bag, self.cameras, self.settings, calibrated, request.by_arrival)
         waiting: deque[Future[Sample]] = deque()
         self.first_ns = int(self.survey.rgb.stamps[0])
         before: Shot | None = None

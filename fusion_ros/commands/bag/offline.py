@@ -42,12 +42,7 @@ class PairOfMessages:
     @property
     def stamp_ns(self) -> int:
         """Stamp of the RGB image, which is that of the fused one, ns."""
-        return _stamp_ns(self.rgb)
-
-
-def _stamp_ns(message: Any) -> int:
-    stamp = message.header.stamp
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
+        return images.stamp_ns(self.rgb.header)
 
 
 @dataclass
@@ -113,7 +108,7 @@ class OfflineNode:
             message = self._image(name, record)
             if message is None:
                 continue
-            stamp_ns = log_ns if self.by_arrival else _stamp_ns(message)
+            stamp_ns = log_ns if self.by_arrival else images.stamp_ns(message.header)
             if stamp_ns <= 0:
                 self._fault(f"{name}_unstamped", f"{name} images have no stamp")
                 continue

@@ -85,8 +85,8 @@ class Online:
             stop = first + round(1e9 * request["duration"]) if request["duration"] else None
             settings = Settings(**{k: _tuples(v) for k, v in report["settings"].items()})
             played = Played()
+            by_arrival = request["stamps"] == "arrival"
             for _ in range(self.loop):
-                by_arrival = request["stamps"] == "arrival"
                 play(bag, cameras, settings, rig, self.rate, (first, stop), played, by_arrival)
             return played
 

@@ -12,9 +12,7 @@ from typing import Any
 from fusion_ros.commands import CommandError
 from fusion_ros.frame.settings import ParameterError, Settings
 
-__all__ = ["RESERVED", "STAMPS", "Request", "method_name", "plain", "read_settings"]
-
-STAMPS = ("header", "arrival")
+__all__ = ["RESERVED", "Request", "method_name", "plain", "read_settings"]
 
 RESERVED = ("thermal", "rgb", "average", "maximum")
 """Rows of every report, which no method is called."""
@@ -27,7 +25,7 @@ class Request:
     settings: those of the node. given: names of those that the user has set, which are kept.
     methods: values of `method` to compare; the first one writes the bag and is followed online.
     start, duration: s of the bag, 0 for all of it. every: fuse each n-th pair. samples: pairs that
-    the slow measures and the player take. stamps: as the parameter `stamp_source`, one of STAMPS.
+    the slow measures and the player take. stamps: as the parameter `stamp_source`.
     """
 
     settings: Settings
@@ -52,6 +50,11 @@ class Request:
             raise CommandError(
                 "--start and --duration must not be negative, --every and --samples at least 1"
             )
+
+    @property
+    def by_arrival(self) -> bool:
+        """Whether images are paired by their time of receipt."""
+        return self.stamps == "arrival"
 
     def to_repeat(self) -> dict[str, Any]:
         """What decides the numbers of a report, as plain values."""
@@ -86,9 +89,7 @@ def read_settings(
     CommandError for a file or a value that cannot be used.
     """
     values = {} if path is None else _from_file(path)
-    from_file = values.pop("stamp_source", STAMPS[0])
-    if from_file not in STAMPS:
-        raise CommandError(f"'{path}': stamp_source is '{from_file}', expected header or arrival")
+    from_file = values.pop("stamp_source", "header")
     values.update({name: value for name, value in changes.items() if value is not None})
     try:
         return Settings(**values), tuple(sorted(values)), stamps or from_file
@@ -114,10 +115,14 @@ def _from_file(path: Path) -> dict[str, Any]:
             "of a node"
         )
     values = {name: value for block in blocks for name, value in block.items()}
-    from fusion_ros.node.parameters import Parameters
+    from fusion_ros.node.parameters import STAMP_SOURCES, Parameters
 
     unknown = sorted(set(values) - set(Parameters.specs()))
     if unknown:
         raise CommandError(f"'{path}' has unknown parameters: {', '.join(unknown)}")
+    stamps = values.get("stamp_source", STAMP_SOURCES[0])
+    if stamps not in STAMP_SOURCES:
+        expected = " or ".join(STAMP_SOURCES)
+        raise CommandError(f"'{path}': stamp_source is '{stamps}', expected {expected}")
     kept = {*Settings.specs(), "stamp_source"}
     return {name: value for name, value in values.items() if name in kept}

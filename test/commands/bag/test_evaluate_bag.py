@@ -23,7 +23,7 @@ pytest.importorskip("yaml")
 
 import yaml
 from support import write_fusion_onnx
-from support_bags import OFFSET_S, small_plan
+from support_bags import OFFSET_S, edited_bag, small_plan
 
 from fusion_ros.commands import main
 from fusion_ros.commands.bag.make_bag import make_bag
@@ -268,13 +268,12 @@ def since_boot(tmp_path):
     """A bag whose thermal stamps are 100,000 s behind those of the RGB camera."""
     plan = small_plan(tmp_path / "a", seconds=2)
     make_bag(plan)
-    with open_bag(plan.output) as bag, BagWriter(tmp_path / "boot") as writer:
-        for record in bag.records(list(bag.topics)):
-            kind, message = bag.topics[record.topic].type, bag.message(record)
-            if record.topic == "/thermal/image_raw":
-                message.header.stamp.sec -= 100_000
-            writer.write(record.topic, kind, record.log_ns, message)
-    return tmp_path / "boot"
+
+    def edit(topic, message):
+        if topic == "/thermal/image_raw":
+            message.header.stamp.sec -= 100_000
+
+    return edited_bag(plan.output, tmp_path / "boot", edit)
 
 
 def test_stamps_since_boot_are_told_and_paired_by_arrival_if_asked_for(tmp_path, capsys):
@@ -332,29 +331,28 @@ def test_a_damaged_camera_info_costs_that_message_only(tmp_path):
 def test_compressed_images_are_read_whatever_their_format_says(tmp_path, form):
     plan = small_plan(tmp_path / "a", seconds=0.6, rgb={"compressed": True})
     make_bag(plan)
-    with open_bag(plan.output) as bag, BagWriter(tmp_path / "bag") as writer:
-        for record in bag.records(list(bag.topics)):
-            kind, message = bag.topics[record.topic].type, bag.message(record)
-            if kind.endswith("CompressedImage"):
-                message.format = form
-            writer.write(record.topic, kind, record.log_ns, message)
-    assert evaluate(tmp_path / "bag", tmp_path / "out") == 0
+
+    def edit(topic, message):
+        if hasattr(message, "format"):
+            message.format = form
+
+    bag = edited_bag(plan.output, tmp_path / "bag", edit)
+    assert evaluate(bag, tmp_path / "out") == 0
     assert report_of(tmp_path / "out")["pairs"]["fused"] >= 4
 
 
 def test_rgb_images_of_12_bits_are_bright_and_named(tmp_path):
     plan = small_plan(tmp_path / "a", seconds=0.6)
     make_bag(plan)
-    with open_bag(plan.output) as bag, BagWriter(tmp_path / "bag") as writer:
-        for record in bag.records(list(bag.topics)):
-            kind, message = bag.topics[record.topic].type, bag.message(record)
-            if record.topic == "/rgb/image_raw":
-                bright = images.view(message).astype(np.uint16) * 16
-                writer.image(record.topic, record.log_ns, message.header, bright, "bgr16")
-            else:
-                writer.write(record.topic, kind, record.log_ns, message)
+
+    def edit(topic, message):
+        if topic == "/rgb/image_raw":
+            of_12_bits = images.view(message).astype(np.uint16) * 16
+            message.encoding, message.step = "bgr16", of_12_bits.strides[0]
+            message.data = of_12_bits.view(np.uint8).ravel()
+
     means = []
-    for path in (plan.output, tmp_path / "bag"):
+    for path in (plan.output, edited_bag(plan.output, tmp_path / "bag", edit)):
         assert evaluate(path, tmp_path / "out") == 0
         report = report_of(tmp_path / "out")
         means.append(report["quality"]["rows"]["rgb"]["over_exposure"])
