@@ -261,16 +261,17 @@ def plot_pace(runs: Sequence[PaceRun], plan: PacePlan, title: str, path: Path) -
     for run in runs:
         times = [one.at_s for one in run.samples]
         sizes = [one.size or None for one in run.samples]
-        axes[0].plot(times, sizes, drawstyle="steps-pre", label=run.label)
-        axes[1].plot(times, [one.fps for one in run.samples], label=run.label)
-        axes[2].plot(times, [one.p50_ms for one in run.samples], label=run.label)
+        label = "full" if run.label == "0" else run.label
+        axes[0].plot(times, sizes, drawstyle="steps-pre", label=label)
+        axes[1].plot(times, [one.fps for one in run.samples], label=label)
+        axes[2].plot(times, [one.p50_ms for one in run.samples], label=label)
     for axis, name in zip(axes, ("size, px (full: no line)", "fused a second", "p50 latency, ms")):
         axis.set_ylabel(name)
         axis.axvspan(plan.before, plan.before + plan.during, color="0.92")
         axis.set_ylim(bottom=0)
     axes[1].axhline(plan.rate, color="grey", linestyle="--", linewidth=0.8)
     axes[1].legend(frameon=False)
-    axes[2].set_xlabel(f"s; shaded: {plan.load} busy process(es) more")
+    axes[2].set_xlabel(f"s (shaded: beside a load of {plan.load})")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
