@@ -3,10 +3,18 @@
 
     python training/build_dictionary.py data=../shared/data entries=25
 
-Settings as `key=value`: data (a pair folder or a folder of sets), mix (`set:weight,...`, how often
-training draws each set; '' for that of config/training/baffm.yaml), entries (N), components (PCA),
-backbone (`efficientnet_lite0`, or any timm or torchvision model name), output (.npz),
-picture (PNG of the clusters, '' for none), seed.
+Settings are `key=value`:
+
+    data        a pair folder or a folder of sets
+    mix         `set:weight,...`, how often training draws each set; '' for that of
+                config/training/baffm.yaml
+    entries     of the dictionary, for each camera
+    components  of the PCA of the features
+    backbone    `efficientnet_lite0`, or any model name of timm or torchvision
+    size        side of the square image that the backbone is given, in pixels
+    seed        of the clustering
+    output      .npz file of the dictionary; default: the one that ships
+    picture     PNG of example images of each cluster; '' for none
 """
 
 from __future__ import annotations
@@ -21,7 +29,7 @@ from omegaconf import OmegaConf
 
 from fusion_models.baffm.dictionary import SHIPPED, SceneDictionary, cluster_scenes
 from fusion_models.pairs import find_sets, read_luminance
-from fusion_models.settings import merge_settings
+from fusion_models.settings import merge_settings, show_help
 
 RECIPE = Path(__file__).resolve().parent.parent / "config" / "training" / "baffm.yaml"
 
@@ -139,6 +147,8 @@ def drawn_pairs(data: str, mix: str) -> tuple[list[tuple[Path, Path]], np.ndarra
 
 
 def main(arguments: list[str]) -> int:
+    if show_help(arguments, __doc__):
+        return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
         pairs, weights = drawn_pairs(config.data, config.mix)

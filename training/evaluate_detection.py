@@ -40,7 +40,7 @@ from tqdm import tqdm
 from fusion_models.boxes import Boxes, BoxReport, class_names
 from fusion_models.detection import SHIPPED
 from fusion_models.detection.dataset import match_classes, read_labels
-from fusion_models.detection.pictures import CONTROLS, RULES, SOURCES, Coloured, Picture
+from fusion_models.detection.pictures import CONTROLS, RULES, SOURCES, Coloured, Picture, choose
 from fusion_models.evaluation.detection import (
     Found,
     Matches,
@@ -64,16 +64,22 @@ DEFAULTS = {
 }  # fmt: skip
 
 
+CLAIMED = ("visible", "infrared", "average", "maximum")
+"""Rows that every fused image should surpass: each has the intervals of its difference to them."""
+
+
 @dataclass(frozen=True)
 class Finder:
     """A detector whose classes are matched with those of the labels by name.
 
     Attributes:
         table: number in the labels' classes by the detector's own, -1 for none.
+        file: the ONNX file.
     """
 
     detector: Detector
     table: np.ndarray
+    file: Path
 
     @classmethod
     def load(cls, path: Path, classes: Sequence[str], config) -> Finder:
@@ -92,7 +98,17 @@ class Finder:
             raise ConfigError(
                 f"{path}: finds none of the labelled {', '.join(classes)}, but {', '.join(names)}"
             )
-        return cls(detector, table)
+        return cls(detector, table, path)
+
+    def record(self) -> dict:
+        """Checksum of the file, and how it was trained if its card says so."""
+        result: dict = {"sha256": hashlib.sha256(self.file.read_bytes()).hexdigest()}
+        card = self.file.with_suffix(".json")
+        training = json.loads(card.read_text()).get("training", {}) if card.is_file() else {}
+        kept = ("start", "settings", "networks", "epochs", "pictures", "minutes", "validation")
+        if training:
+            result["training"] = {key: training[key] for key in kept if key in training}
+        return result
 
     def __call__(self, picture: np.ndarray) -> Found:
         """Detections in `(H, W, 3)` uint8 BGR."""
@@ -108,12 +124,17 @@ class Finder:
         )
 
 
+def file_name(row: str) -> str:
+    """A row's name as part of a path, which stands for `{row}`."""
+    return row.replace(" ", "_")
+
+
 def detectors_of(rows: Sequence[str], config, classes: Sequence[str]) -> dict[str, Finder]:
     """The detector of each row; rows share it unless `detector` names one for each."""
     loaded: dict[Path, Finder] = {}
     result = {}
     for row in rows:
-        path = Path((config.detector or str(SHIPPED)).replace("{row}", row.replace(" ", "_")))
+        path = Path((config.detector or str(SHIPPED)).replace("{row}", file_name(row)))
         if not path.is_file():
             raise ConfigError(f"no detector at {path}; give detector=<file.onnx>")
         if path not in loaded:
@@ -164,7 +185,8 @@ def measure(rows: Mapping[str, Matches], repeats: int) -> dict[str, dict]:
     samples: dict[str, list[Precision]] = {}
     if repeats:
         samples = {name: m.resampled(repeats) for name, m in rows.items()}
-    result = {}
+    result: dict[str, dict] = {}
+    classes = next(iter(rows.values())).classes
     for name, matches in rows.items():
         whole = matches.precision()
         entry: dict = {"ap50": whole.ap50, "ap": whole.ap, "mAP50": whole.mean50, "mAP": whole.mean}
@@ -184,6 +206,16 @@ def measure(rows: Mapping[str, Matches], repeats: int) -> dict[str, dict]:
             if name != best:
                 limits = paired_interval(samples[name], samples[best])
                 result[name]["over_best_mean"] = {"mean": best, "mAP50": limits}
+    if samples:
+        for name, entry in result.items():
+            entry["over"] = {
+                other: {
+                    "mAP50": paired_interval(samples[name], samples[other]),
+                    **{c: paired_interval(samples[name], samples[other], kind=c) for c in classes},
+                }
+                for other in CLAIMED
+                if other in rows and other != name
+            }
     return result
 
 
@@ -214,7 +246,24 @@ def as_markdown(name: str, count: int, figures: Mapping[str, dict]) -> str:
         lines.append(line)
     text = ["| " + " | ".join(line) + " |" for line in lines]
     text.insert(1, "|---" * len(head) + "|")
-    return f"**{name}**, {count} labelled pairs\n\n" + "\n".join(text) + "\n"
+    title = f"**{name}**, {count} labelled pairs\n\n"
+    return title + "\n".join(text) + "\n" + differences(figures)
+
+
+def differences(figures: Mapping[str, dict]) -> str:
+    """Intervals of the difference in mean AP@.5 to the rows of `CLAIMED`; '' without any."""
+    others = [other for other in CLAIMED if other in figures]
+    if not others or not any(entry.get("over") for entry in figures.values()):
+        return ""
+    lines = [["mAP@.5 minus that of", *others], ["---"] * (1 + len(others))]
+    for row, entry in figures.items():
+        line = [row]
+        for other in others:
+            limits = entry["over"].get(other, {}).get("mAP50")
+            line.append(f"{limits[0]:+.3f} to {limits[1]:+.3f}" if limits else "")
+        lines.append(line)
+    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return "\nIntervals (95 %) of differences, image by image:\n\n" + text
 
 
 def main(arguments: list[str]) -> int:
@@ -229,11 +278,7 @@ def main(arguments: list[str]) -> int:
                 config.methods, config.backend, config.precision, config.threads
             )
         plain = {**SOURCES, **{name: Coloured(rule) for name, rule in RULES.items()}}
-        if config.pictures != "all":
-            wanted = [p for p in config.pictures.split(",") if p and p != "none"]
-            if unknown := sorted(set(wanted) - set(plain)):
-                raise ConfigError(f"no pictures {', '.join(unknown)}; use {', '.join(plain)}")
-            plain = {name: plain[name] for name in wanted}
+        plain = choose(plain, config.pictures)
         peers = {name: Path(folder) for name, folder in named(config.peer)}
         output = Path(config.output)
         output.mkdir(parents=True, exist_ok=True)
@@ -273,17 +318,18 @@ def main(arguments: list[str]) -> int:
         print(f"evaluate_detection.py: {error}", file=sys.stderr)
         return 2
     engines = sorted({finder.detector.engine.description for finder in finders.values()})
-    detector = Path(config.detector or SHIPPED)
     head = {
         "command": shlex.join(["python", "training/evaluate_detection.py", *arguments]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": host(),
         "versions": versions(),
-        "detector": {"file": detector.name, "engines": engines},
+        "detector": {"file": Path(config.detector or SHIPPED).name, "engines": engines},
         "models": {name: network.as_dict() for name, network in networks.items()},
     }
-    if detector.is_file():
-        head["detector"]["sha256"] = hashlib.sha256(detector.read_bytes()).hexdigest()
+    if len({finder.file for finder in finders.values()}) == 1:
+        head["detector"].update(next(iter(finders.values())).record())
+    else:
+        head["detector"]["rows"] = {row: finder.record() for row, finder in finders.items()}
     write_text(
         output / "detection.json",
         json.dumps({**head, "sets": without_nan(results)}, indent=1) + "\n",

@@ -38,7 +38,7 @@ from evaluate_detection import without_nan
 from tqdm import tqdm
 
 from fusion_models.detection import SHIPPED
-from fusion_models.detection.pictures import SOURCES, Picture
+from fusion_models.detection.pictures import SOURCES, Picture, choose
 from fusion_models.detection.pictures import pictures as all_pictures
 from fusion_models.evaluation.tracks import Record, Seen, shown_by, total
 from fusion_models.files import write_text
@@ -154,12 +154,8 @@ def rows_of(config) -> dict:
     if config.methods != "none":
         networks = load_networks(config.methods, config.backend, config.precision, config.threads)
     every = all_pictures(networks)
-    if config.pictures == "all":
-        return every
-    wanted = [p for p in config.pictures.split(",") if p and p != "none"]
-    if unknown := sorted(set(wanted) - set(every)):
-        raise ConfigError(f"no pictures {', '.join(unknown)}; use {', '.join(every)}")
-    return {name: every[name] for name in (*wanted, *networks)}
+    chosen = choose(every, config.pictures)
+    return {**chosen, **{name: every[name] for name in networks}}
 
 
 def table(records: dict[str, dict[str, Record]]) -> Iterator[str]:

@@ -5,9 +5,14 @@
     python training/export.py method=baffm                 # the committed parameters again
     python training/export.py method=baffm run=runs/baffm output=/tmp/my_weights
 
-Settings as `key=value`: method, run (folder of a training run; '' for the committed parameters),
-output (folder). Writes `<method>.safetensors`, `<method>.json` (the model card), `<method>.onnx`
-and `<method>.fp16.onnx`.
+Settings are `key=value`:
+
+    method  to export
+    run     folder of a training run; '' for the committed parameters
+    output  folder; default: that of the package's weights
+
+Writes `<method>.safetensors`, `<method>.json` (the model card), `<method>.onnx` and
+`<method>.fp16.onnx`.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from fusion_models import WEIGHTS_DIR, create_model, model_card
 from fusion_models.checksums import KEY, checksums
 from fusion_models.deploy.export import ExportInfo, export_fp16, export_onnx
 from fusion_models.registry import count_parameters
-from fusion_models.settings import merge_settings
+from fusion_models.settings import merge_settings, show_help
 from fusion_models.trainer import source_commit
 
 DEFAULTS = {"method": "baffm", "run": "", "output": str(WEIGHTS_DIR)}
@@ -40,6 +45,8 @@ def without_places(training: dict) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    if show_help(arguments, __doc__):
+        return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
         card = model_card(config.method)

@@ -5,10 +5,15 @@
     python training/size_quality.py methods=baffm sets=msrs/test limit=20
     python training/size_quality.py sizes=400,320,256,192,160 output=docs/size_quality
 
-Settings as `key=value`: methods (names or ONNX files with commas; all), sets (with their split),
-data ('auto' or a folder of sets), sizes (values of the node's parameter `processing_size`), limit
-(pairs of each set, evenly spaced; 0: all), threads, output (writes <output>.json and <output>.md;
-'' prints only).
+Settings are `key=value`:
+
+    methods  names or ONNX files, comma separated; default all
+    sets     with their split, comma separated
+    data     folder of sets; 'auto' looks in the usual places
+    sizes    values of the node's parameter `processing_size`, beside full size
+    limit    pairs of each set, evenly spaced (0: all)
+    threads  of onnxruntime (0: it decides)
+    output   writes <output>.json and <output>.md; '' prints only
 
 VIF and Qabf: means over the pairs. lost: share of the objects labelled in either camera that a
 source shows and the fused image does not, where the set has boxes; hidden: share of all places of
@@ -29,7 +34,7 @@ from fusion_models.evaluation.metrics import qabf, vif
 from fusion_models.evaluation.objects import Objects, labelled_objects
 from fusion_models.evaluation.visibility import hidden
 from fusion_models.pairs import DataError, ImagePair, PairSet, find_sets
-from fusion_models.settings import ConfigError, merge_settings
+from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.frame.settings import Settings
 from fusion_ros.inference import EngineError, load_engine
@@ -101,6 +106,8 @@ def table(rows: list[Row]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Measure and print the table; return 0, or 2 for settings that cannot be used."""
+    if show_help(arguments, __doc__):
+        return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
         sizes = [0, *_sizes(str(config.sizes))]

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: AGPL-3.0-only
-"""Train all methods one after another, export each, and evaluate them side by side.
+"""Trains all methods one after another, exports each, and evaluates them side by side.
 
     python training/train_all.py data=../shared/data output=runs/full max_steps=20000 \
         batch_size=16 crop=256
 
-`methods=baffm,caf` chooses some methods, `output=` the folder, `sets=` those to evaluate (see
-`evaluate.py`), `evaluate=false` leaves that out; all other `key=value` settings go to `train.py`
-unchanged. Repeat the command until all is done: finished runs are not trained again and interrupted
-ones continue. The weights go to `<output>/weights`, not into the package.
+Repeat the command until all is done: finished runs are not trained again and interrupted ones
+continue. The weights go to `<output>/weights`, not into the package. Settings are `key=value`:
+
+    methods   comma separated; default all
+    sets      to evaluate, as in evaluate.py
+    evaluate  false leaves the evaluation out
+    output    folder of the runs; default runs/full
+
+All others go to train.py unchanged.
 """
 
 from __future__ import annotations
@@ -24,9 +29,11 @@ import time
 from pathlib import Path
 
 from fusion_models import list_models
-from fusion_models.settings import ConfigError, parse_arguments, split_arguments
+from fusion_models.settings import ConfigError, parse_arguments, show_help, split_arguments
 
 HERE = Path(__file__).resolve().parent
+SETTINGS = ("methods", "output", "sets", "evaluate")
+"""Those that do not go to train.py."""
 
 
 def run(script: str, *arguments: str) -> int:
@@ -45,7 +52,9 @@ def finished(folder: Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    own, passed = split_arguments(arguments, ("methods", "output", "sets", "evaluate"))
+    if show_help(arguments, __doc__):
+        return 0
+    own, passed = split_arguments(arguments, SETTINGS)
     try:
         given = parse_arguments(own)
         methods = given.get("methods", "") or ",".join(list_models())

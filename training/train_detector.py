@@ -19,9 +19,11 @@ that it fits any of them. Settings are `key=value`:
     size      longer side of the picture for the detector in pixels
     epochs, batch, lr, freeze, patience   of the training; `freeze` layers from the first on stay;
               epochs=0 only writes the data set
+    limit     pairs of each set, evenly spaced (0: all)
     max_steps steps in all, in place of epochs (0: epochs decide)
     precision 'auto' takes bf16 where the processor computes in it, else float32
     threads   of torch (0: all cores)
+    seed      of the choice of pictures and of the training
     resume    go on from `output`
     ship      also write detector.onnx and detector.json into the package
     output    folder of the data set, the run and detector.onnx
@@ -56,7 +58,7 @@ from fusion_models.detection.dataset import (
     resized_pairs,
     write_dataset,
 )
-from fusion_models.detection.pictures import Picture
+from fusion_models.detection.pictures import Picture, choose
 from fusion_models.detection.pictures import pictures as all_pictures
 from fusion_models.files import write_text
 from fusion_models.hardware import choose_precision, keep_freed_memory
@@ -74,6 +76,8 @@ DEFAULTS = {
     "limit": 0, "precision": "auto", "threads": 0, "seed": 0, "resume": False, "ship": False,
     "output": "runs/detector",
 }  # fmt: skip
+PLACES = ("start", "data", "methods", "output", "resume", "ship")
+"""Settings that the card leaves out: folders of this machine, and what it says by other entries."""
 SMALL = 200
 """Height up to which the pictures of a set have a low weight in validation: they are blurred."""
 VALIDATED = ("visible", "infrared", "mean .8")
@@ -105,18 +109,6 @@ def labelled_sets(data: str, names: str, split: str, limit: int = 0) -> list[Pai
             "boxes.json (COCO) beside ir/ and vi/"
         )
     return [found[name] for name in (wanted or found)]
-
-
-def choose(all_kinds: Mapping[str, Picture], names: str) -> dict[str, Picture]:
-    """The pictures that the setting names."""
-    if names == "all":
-        return dict(all_kinds)
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    if unknown := sorted(set(wanted) - set(all_kinds)):
-        raise ConfigError(
-            f"pictures={names}: no {', '.join(unknown)}; there are {', '.join(all_kinds)}"
-        )
-    return {name: all_kinds[name] for name in wanted}
 
 
 def simulated_sets(folder: Path, count: int, size: Size) -> dict[str, PairSet]:
@@ -225,8 +217,10 @@ def train(config, data: Path, output: Path) -> dict:
 
 def watch(trainer, steps: int, bar: tqdm) -> None:
     """Show each step, and each epoch's validation; end after `steps` (0: when epochs are over)."""
+    trained = set()
 
     def step(trainer) -> None:
+        trained.add(trainer.epoch)
         bar.total = steps or trainer.epochs * len(trainer.train_loader)
         bar.update()
         if steps and bar.n >= steps:
@@ -238,14 +232,16 @@ def watch(trainer, steps: int, bar: tqdm) -> None:
     def epoch(trainer) -> None:
         shown = {k: v for k, v in trainer.metrics.items() if "mAP" in k}
         text = ", ".join(f"{k.partition('/')[2]} {v:.3f}" for k, v in shown.items())
-        tqdm.write(f"epoch {trainer.epoch + 1} of {trainer.epochs}: {text}")
+        # ultralytics calls this once more after the end, for the checkpoint that it has chosen.
+        number = f"epoch {trainer.epoch + 1} of {trainer.epochs}"
+        tqdm.write(f"{number if trainer.epoch in trained else 'chosen checkpoint'}: {text}")
 
     trainer.add_callback("on_train_start", start)
     trainer.add_callback("on_train_batch_end", step)
     trainer.add_callback("on_fit_epoch_end", epoch)
 
 
-def export(config, output: Path, record: dict) -> Path:
+def export(config, networks: Mapping[str, Network], output: Path, record: dict) -> Path:
     """Write the chosen checkpoint as ONNX with its card."""
     from fusion_models.detection.network import export_detector, load_yolo
 
@@ -265,11 +261,8 @@ def export(config, output: Path, record: dict) -> Path:
         "training": {
             **record,
             "start": Path(config.start).name,
-            "settings": {
-                k: config[k]
-                for k in ("sets", "methods", "pictures", "simulated", "draws", "size", "batch",
-                          "lr", "freeze", "seed")
-            },
+            "settings": {k: v for k, v in config.items() if k not in PLACES},
+            "networks": {name: network.as_dict()["sha256"] for name, network in networks.items()},
             "data": json.loads((output / "data" / "dataset.json").read_text()),
             "host": host(),
             "versions": versions(),
@@ -299,7 +292,7 @@ def main(arguments: list[str], say: Callable[[str], None] = print) -> int:
             say(str(data))
             return 0
         record = train(config, data, output)
-        path = export(config, output, record)
+        path = export(config, networks, output, record)
         if config.ship:
             SHIPPED.parent.mkdir(parents=True, exist_ok=True)
             for file in (path, path.with_suffix(".json")):

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
 from fusion_models.evaluation.rules import Fuse, WeightedMean, average, maximum
 from fusion_models.pairs import ImagePair
+from fusion_models.settings import ConfigError
 
+Kind = TypeVar("Kind")
 Picture = Callable[[ImagePair], np.ndarray]
 """What a detector is given of a pair: `(H, W, 3)` uint8 BGR."""
 
@@ -62,3 +65,25 @@ def pictures(networks: Mapping[str, Fuse]) -> dict[str, Picture]:
     """All pictures by name: the sources, the rules, then the networks given."""
     fused = {**RULES, **networks}
     return {**SOURCES, **{name: Coloured(fuse) for name, fuse in fused.items()}}
+
+
+def choose(kinds: Mapping[str, Kind], names: str) -> dict[str, Kind]:
+    """Those of `kinds` that a setting names: comma separated, 'all' or 'none'.
+
+    A name may hold a comma itself, as `thermal, coloured` does.
+
+    Raises:
+        ConfigError: a name that is not there; the message lists those that are.
+    """
+    if names == "all":
+        return dict(kinds)
+    parts = [part.strip() for part in names.split(",")]
+    chosen = []
+    while parts:
+        longest = next((n for n in range(len(parts), 1, -1) if ", ".join(parts[:n]) in kinds), 1)
+        chosen.append(", ".join(parts[:longest]))
+        parts = parts[longest:]
+    chosen = [name for name in chosen if name and name != "none"]
+    if unknown := sorted(set(chosen) - set(kinds)):
+        raise ConfigError(f"no pictures {', '.join(unknown)}; use {', '.join(kinds)}")
+    return {name: kinds[name] for name in chosen}

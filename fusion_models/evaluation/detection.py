@@ -232,10 +232,18 @@ def interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float
 
 
 def paired_interval(
-    first: Sequence[Precision], second: Sequence[Precision], share: float = 0.95
+    first: Sequence[Precision], second: Sequence[Precision], share: float = 0.95, kind: str = ""
 ) -> tuple[float, float]:
-    """Interval of the difference in mean AP@.5 of two rows, sample by sample."""
-    return interval([a.mean50 - b.mean50 for a, b in zip(first, second)], share)
+    """Interval of the difference in AP@.5 of two rows, sample by sample.
+
+    Args:
+        kind: name of a class; '' for the mean over the classes.
+    """
+
+    def value(precision: Precision) -> float:
+        return precision.ap50[kind] if kind else precision.mean50
+
+    return interval([value(a) - value(b) for a, b in zip(first, second)], share)
 
 
 def found_objects(truth: Boxes, found: Found, score: float = 0.25, overlap: float = 0.5):

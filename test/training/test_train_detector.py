@@ -183,7 +183,7 @@ def test_a_training_that_was_killed_goes_on_from_its_last_epoch(
     [
         (["start=nowhere.pt"], "start=nowhere.pt: no such file"),
         (["size=100"], "size=100: expected a multiple of 32"),
-        (["pictures=visible,foggy"], "no foggy; there are visible"),
+        (["pictures=visible,foggy"], "no pictures foggy; use visible"),
         (["sets=moon"], "no boxes for moon in the split train; there are boxes for street"),
         (["classes=lamp"], "no box of lamp"),
     ],
