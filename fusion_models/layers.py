@@ -18,7 +18,7 @@ class ResidualTanhHead(nn.Module):
     that the network learns only what to change. Inputs and output `[B, 1, H, W]` in [0, 1].
 
     Args:
-        regional: c is the pixel-wise average of the inputs below 4 pixels and
+        regional: c is the pixel-wise average of the inputs below 2 pixels and
             :class:`MultiScaleFusion` above, which keeps objects visible from the first step; False:
             the pixel-wise average.
         limit: of ``2 c - 1``, so that the network can still darken white and lighten black.
@@ -27,14 +27,14 @@ class ResidualTanhHead(nn.Module):
     def __init__(self, regional: bool = True, limit: float = 0.99):
         super().__init__()
         self.limit = limit
-        self.regions = MultiScaleFusion(first=2) if regional else None
+        self.regions = MultiScaleFusion(first=1) if regional else None
 
     def forward(self, y: Tensor, ir: Tensor, vi: Tensor) -> Tensor:
         centre = ir + vi - 1.0
         if self.regions is not None:
-            coarse = F.avg_pool2d(torch.cat((ir, vi), 1), 4)
+            coarse = F.avg_pool2d(torch.cat((ir, vi), 1), 2)
             change = 2.0 * self.regions(coarse) - coarse.sum(1, keepdim=True)
-            centre = centre + upsample(change, 4)
+            centre = centre + upsample(change, 2)
         centre = centre.clamp(-self.limit, self.limit)
         # atanh by logarithms: every exporter and engine knows Log, not all know Atanh.
         prior = 0.5 * (torch.log1p(centre) - torch.log1p(-centre))
@@ -47,42 +47,56 @@ class MultiScaleFusion(nn.Module):
     Both images are taken apart into Laplacian bands. In each band:
 
     - Thermal is brought to a normalised contrast: what is faint is amplified, up to `GAIN` times,
-      what is under the noise `FLOOR` or strong is not. What is strong and colder than its
-      surroundings, such as the sky, is limited (`LIMIT`), so that it does not darken what the
-      visible image shows there. All this is a function of the neighbourhood alone: a hot object
-      that enters changes nothing elsewhere, and there is no state that could flicker.
+      what is under the noise `FLOOR` or strong is not. What is strong, colder than its surroundings
+      and cold altogether (`LEVEL`), such as the sky, is limited (`LIMIT`), so that it does not
+      darken what the visible image shows there. All this is a function of the neighbourhood alone:
+      a hot object that enters changes nothing elsewhere, and there is no state that could flicker.
     - The image with the stronger contrast wins, softly. Most of the decision is one for all bands
       of a region (`SHARED`), the rest the band's own (`OWN`): bands that are taken from different
       images cancel where the cameras show opposite polarities, a dark coat that is warm inside. The
       coarser the band, the more a fixed share of both replaces the choice (`CHOICE`, `MIX`), so
-      that brightness as a whole stays the visible image's.
-    - The region prefers thermal where it is warmer than its surroundings (`WARM`), and the visible
-      image where thermal is colder (`COLD`) or the visible is bright already and nowhere near
-      saturated (`BRIGHT`): there a warm object cannot be made brighter, but its dark silhouette can
-      stay. Visible light that is saturated loses its say.
+      that brightness as a whole stays the visible image's; not where polarities oppose (`WHOLE`),
+      and there the choice is harder (`OPPOSED`).
+    - The region prefers thermal where it is warmer than its surroundings (`WARM`), a little where
+      it is colder than these but not cold (`MILD`: a person before a hot road), and the visible
+      image where thermal is cold (`COLD`), where the visible is bright already and nowhere near
+      saturated (`BRIGHT`) and, less so, where a warm object is a dark silhouette there (`DARK`): a
+      warm object cannot be made brighter there, but its silhouette can stay. Visible light that is
+      saturated loses its say.
     - Faint results are amplified, strong ones at coarse scales damped (`BOOST`, `STRONG`).
 
     Where the sum leaves [LOW, HIGH], its surroundings are moved smoothly to make room, which opens
-    glare for what thermal shows inside. All constants were chosen on validation pairs of msrs and
-    roadscene and on simulated scenes (docs/methods.md).
+    glare for what thermal shows inside. The constants were set by hand on validation pairs, then
+    those of bands 2 and coarser moved by gradient on training pairs of msrs, roadscene and on
+    simulated scenes (docs/methods.md).
 
     Band k holds structures of 2^k to 2^(k+1) pixels; bands 5 and 6 stay at 1/32 of the resolution.
+    Decisions are made at a quarter of the resolution.
 
     Args:
         first: first band, 0 to 2; the inputs are already reduced by 2^first, and are at least
             2^(5 - first) pixels high and wide.
     """
 
-    GAIN = (1.5, 1.6, 2.2, 2.5, 2.5, 2.5, 2.0)
-    BOOST = (1.0, 1.0, 1.1, 1.3, 1.5, 1.5, 1.3)
-    STRONG = (1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.7)
-    CHOICE = (1.0, 1.0, 1.0, 1.0, 0.9, 0.7, 0.3)
-    MIX = 0.4  # share of thermal where nothing is chosen
+    GAIN = (1.5, 1.6, 1.5, 1.7, 1.9, 2.3, 2.1)
+    BOOST = (1.0, 1.0, 1.14, 1.13, 1.35, 1.65, 2.05)
+    STRONG = (1.0, 1.0, 0.97, 0.98, 0.95, 0.86, 0.73)
+    CHOICE = (1.0, 1.0, 1.0, 1.0, 0.79, 0.51, 0.33)
+    MIX = 0.48  # share of thermal where nothing is chosen
     FLOOR = (0.004, 0.004, 0.002, 0.002, 0.002, 0.002, 0.002)
-    LIMIT = (0.5, 0.4, 0.3, 0.2, 0.12, 0.1, 0.1)
-    FAINT, FIRM = 0.03, 0.12  # contrasts in [0, 1]
-    OWN, SHARED = 0.8, 9.6  # slopes of the choice over the logarithm of the contrasts' ratio
-    WARM, COLD, BRIGHT = 0.8, -0.3, -2.4  # added to that logarithm
+    LIMIT = (0.5, 0.4, 0.32, 0.21, 0.14, 0.11, 0.11)
+    UNLIMITED = 1.0  # share of the limit that falls away where thermal is warm or not cold
+    FAINT, FIRM = 0.03, 0.15  # contrasts in [0, 1]
+    BASE = 0.5  # share of what thermal's base is above the visible's
+    OWN, SHARED = 1.1, 10.0  # slopes of the choice over the logarithm of the contrasts' ratio
+    OPPOSED, WHOLE = 0.53, 0.67
+    WARM, MILD, COLD = 1.2, 0.18, -0.09  # added to that logarithm
+    BRIGHT, DARK = -2.3, -1.2  # likewise
+    WARMTH = 0.042  # width of the step from colder to warmer than the surroundings
+    LEVEL = (0.4, 0.048)  # thermal values: step from cold to not cold, its width
+    BRIGHTNESS = (0.65, 0.06)  # visible values: step to bright surroundings, its width
+    SILHOUETTE = (0.056, 0.014)  # contrasts: step to a warm and dark object, its width
+    BACKGROUND = (0.5, 0.053)  # visible values behind a silhouette: step, its width
     LOW, HIGH = 0.03, 0.96
 
     def __init__(self, first: int = 0):
@@ -92,9 +106,8 @@ class MultiScaleFusion(nn.Module):
     def forward(self, pair: Tensor) -> Tensor:
         """Thermal and visible `[B, 2, h, w]` in [0, 1] to `[B, 1, h, w]` in [0, 1]."""
         bands, base = self._bands(pair)
-        warm, bright = self._surroundings(pair)
         unsaturated = 1.0 - ((_box(pair[:, 1:], 3) - 0.88) / 0.1).clamp(0.0, 1.0)
-        preference = self._preference(warm, bright, unsaturated)
+        preference, limited = self._surroundings(pair, unsaturated)
         thermal, strengths = [], []
         for k, band in enumerate(bands, self.first):
             if self.first < k <= 5:
@@ -103,22 +116,27 @@ class MultiScaleFusion(nn.Module):
             above = (a - self.FLOOR[k]).clamp_min(0.0)
             gain = (self.GAIN[k] - 1.0) * above / (a + 1e-4)
             gain = 1.0 + gain / (1.0 + (a / self.FAINT).square())
-            gain = gain / (1.0 + a / self.LIMIT[k] * (1.0 - 0.85 * _resize(warm, a)))
+            gain = gain / (1.0 + a / self.LIMIT[k] * _resize(limited, a))
             thermal.append(band[:, :1] * gain)
             visible = b * (0.1 + 0.9 * unsaturated)
             strengths.append((above * gain + 1e-3, visible + 1e-3))
-        shared = self.SHARED * (self._ratio(strengths, preference) + preference)
+        opposed = self._opposed(thermal, bands, preference)
+        shared = self._ratio(strengths, preference) + preference
+        shared = self.SHARED * (1.0 + self.OPPOSED * opposed) * shared
         fused = []
         for k, (a, band, (s_a, s_b)) in enumerate(zip(thermal, bands, strengths), self.first):
             own = self.OWN * (s_a.log() - s_b.log())
             weight = torch.sigmoid(own + _resize(shared, own))
-            weight = self.CHOICE[k] * weight + (1.0 - self.CHOICE[k]) * self.MIX
+            if self.CHOICE[k] < 1.0:
+                choice = (1.0 - self.CHOICE[k]) * self.WHOLE * _resize(opposed, own)
+                choice = self.CHOICE[k] + choice
+                weight = choice * weight + (1.0 - choice) * self.MIX
             y = weight * a + (1.0 - weight) * band[:, 1:]
             rest = (self.BOOST[k] - self.STRONG[k]) / (
                 1.0 + (_box(y.abs(), 3) / self.FIRM).square()
             )
             fused.append(y * (self.STRONG[k] + rest))
-        x = base[:, 1:] + 0.6 * (base[:, :1] - base[:, 1:]).clamp_min(0.0)
+        x = base[:, 1:] + self.BASE * (base[:, :1] - base[:, 1:]).clamp_min(0.0)
         for k, band in reversed(list(enumerate(fused, self.first))):
             x = _resize(x, band) + band
             if k == 2:
@@ -138,27 +156,44 @@ class MultiScaleFusion(nn.Module):
         return bands, x
 
     def _wide(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """An image at 1/8 of the resolution, and its means over about 200 pixels around."""
-        place = F.avg_pool2d(x, 2 ** (3 - self.first))
-        return place, _resize(_box(_box(F.avg_pool2d(place, 4), 5), 3), place)
+        """An image at 1/4 of the resolution, and its means over about 200 pixels around."""
+        place = F.avg_pool2d(x, 2 ** (2 - self.first)) if self.first < 2 else x
+        return place, _resize(_box(_box(F.avg_pool2d(place, 8), 5), 3), place)
 
-    def _surroundings(self, pair: Tensor) -> tuple[Tensor, Tensor]:
-        """How warm a place is against about 200 pixels around, how bright those; 0 to 1, at 1/8."""
+    def _surroundings(self, pair: Tensor, unsaturated: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to the logarithm of the ratio, and how far thermal is limited, at 1/4."""
         place, around = self._wide(pair)
-        warm = torch.sigmoid((place[:, :1] - around[:, :1]) / 0.03)
-        return warm, torch.sigmoid((around[:, 1:] - 0.65) / 0.05)
+        warm = torch.sigmoid((place[:, :1] - around[:, :1]) / self.WARMTH)
+        bright = _step(around[:, 1:], self.BRIGHTNESS)
+        mild = _step(place[:, :1], self.LEVEL)
+        here, wide = self._wide(unsaturated)
+        open_ = (_box(here, 5) * wide.square()).square()
+        preference = self.COLD + (self.MILD - self.COLD) * mild
+        warmer = self.WARM + (self.BRIGHT - self.WARM) * bright * open_
+        preference = preference + (warmer - preference) * warm
+        near = _resize(_box(F.avg_pool2d(place, 4), 3), place)  # means over 48 pixels around
+        ir, vi = (place - near).chunk(2, 1)
+        dark = _step(torch.minimum(ir, -vi), self.SILHOUETTE)
+        dark = (_box(dark, 5) * 2.5).clamp_max(1.0) * _step(near[:, 1:], self.BACKGROUND)
+        limited = 1.0 - self.UNLIMITED * (1.0 - (1.0 - warm) * (1.0 - mild))
+        return preference + self.DARK * dark * open_, limited
 
-    def _preference(self, warm: Tensor, bright: Tensor, unsaturated: Tensor) -> Tensor:
-        place, around = self._wide(unsaturated)
-        open_ = (_box(place, 5) * around.square()).square()
-        warm_here = self.WARM + (self.BRIGHT - self.WARM) * bright * open_
-        return self.COLD + (warm_here - self.COLD) * warm
+    def _middle(self, bands: list, place: Tensor) -> Tensor:
+        """Sum of what bands 1 to 4 have, over 20 pixels, at 1/4."""
+        middle = bands[max(1 - self.first, 0) : 5 - self.first]
+        return _box(sum(_resize(band, place) for band in middle), 5)
 
     def _ratio(self, strengths: list, place: Tensor) -> Tensor:
-        """Logarithm of thermal's strength over the visible's in bands 1 to 4, at 1/8."""
-        middle = strengths[max(1 - self.first, 0) : 5 - self.first]
-        a, b = (_box(sum(_resize(pair[i], place) for pair in middle), 3) for i in (0, 1))
+        """Logarithm of thermal's strength over the visible's, at 1/4."""
+        a, b = (self._middle([pair[i] for pair in strengths], place) for i in (0, 1))
         return a.log() - b.log()
+
+    def _opposed(self, thermal: list, bands: list, place: Tensor) -> Tensor:
+        """How far both images' bands have opposite signs: 0 (not) to 1 (everywhere), at 1/4."""
+        products = [a * band[:, 1:] for a, band in zip(thermal, bands)]
+        signed = self._middle([_box(x, 3) for x in products], place)
+        sizes = self._middle([_box(x.abs(), 3) for x in products], place)
+        return (-signed / (sizes + 1e-4)).clamp_min(0.0)
 
     def _make_room(self, x: Tensor) -> Tensor:
         def around(excess: Tensor) -> Tensor:
@@ -166,6 +201,12 @@ class MultiScaleFusion(nn.Module):
             return _resize(_box(_box(F.avg_pool2d(wide, 2), 5), 5), x)
 
         return x - around((x - self.HIGH).clamp_min(0.0)) + around((self.LOW - x).clamp_min(0.0))
+
+
+def _step(x: Tensor, middle_and_width: tuple[float, float]) -> Tensor:
+    """Smooth step from 0 to 1."""
+    middle, width = middle_and_width
+    return torch.sigmoid((x - middle) / width)
 
 
 def _box(x: Tensor, size: int) -> Tensor:
