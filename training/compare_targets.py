@@ -4,9 +4,15 @@
     python training/compare_targets.py output=docs/targets    # for method_tables.py
     python training/compare_targets.py sets=msrs/validation limit=20 output=runs/targets
 
-Each row is `layers.MultiScaleFusion` with one of its rules left out. Settings as `key=value`: sets
-(with their split), data ('auto', or folders of sets with commas), limit (pairs of each set, evenly
-spaced; 0: all), output (writes <output>.json; '' prints only).
+Each row is `layers.MultiScaleFusion` with one of its rules left out; the last one has the constants
+that were set by hand before `calibrate_target.py` moved them. Settings as `key=value`:
+
+    data        'auto', or folders of sets with commas
+    sets        with their split, with commas ('': the split validation of all sets)
+    limit       pairs of each set, evenly spaced (0: all)
+    constants   JSON file of `calibrate_target.py`, for one more row ('': none)
+    threads     of PyTorch (0: its default)
+    output      writes <output>.json; '' prints only
 
 VIF, Qabf, SCD, hidden: means over the pairs; lost: share of the labelled boxes, or of the masks of
 simulated sets, whose contrast is kept under half.
@@ -34,18 +40,62 @@ from fusion_models.pairs import DataError, PairSet, find_sets
 from fusion_models.settings import ConfigError, merge_settings, show_help
 from fusion_models.trainer import fuse_pair
 
-DEFAULTS = {"data": "auto", "sets": "", "limit": 0, "output": ""}
+DEFAULTS = {"data": "auto", "sets": "", "limit": 0, "constants": "", "threads": 0, "output": ""}
 NONE = (1e9,) * 7
 RULES: Mapping[str, Mapping[str, object]] = {
     "shipped": {},
     "each band decides alone": {"OWN": 4.0, "SHARED": 0.0},
     "cold contrast not limited": {"LIMIT": NONE},
-    "no preference": {"WARM": 0.0, "COLD": 0.0, "BRIGHT": 0.0},
-    "thermal preferred everywhere": {"WARM": 0.8, "COLD": 0.8, "BRIGHT": 0.8},
+    "mild cold treated as cold": {"LEVEL": (9.0, 0.05)},
+    "no silhouettes": {"DARK": 0.0},
+    "opposed polarities like others": {"OPPOSED": 0.0, "WHOLE": 0.0},
+    "no preference": {"WARM": 0.0, "MILD": 0.0, "COLD": 0.0, "BRIGHT": 0.0, "DARK": 0.0},
+    "thermal preferred everywhere": {
+        "WARM": 1.2, "MILD": 1.2, "COLD": 1.2, "BRIGHT": 1.2, "DARK": 0.0
+    },
     "nothing amplified": {"GAIN": (1.0,) * 7, "BOOST": (1.0,) * 7, "STRONG": (1.0,) * 7},
-}
+    "first constants, set by hand": {
+        "GAIN": (1.5, 1.6, 2.2, 2.5, 2.5, 2.5, 2.0),
+        "BOOST": (1.0, 1.0, 1.1, 1.3, 1.5, 1.5, 1.3),
+        "STRONG": (1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.7),
+        "CHOICE": (1.0, 1.0, 1.0, 1.0, 0.9, 0.7, 0.3),
+        "LIMIT": (0.5, 0.4, 0.3, 0.2, 0.12, 0.1, 0.1),
+        "MIX": 0.4, "UNLIMITED": 0.85, "FIRM": 0.12, "BASE": 0.6, "OWN": 0.8, "SHARED": 9.6,
+        "OPPOSED": 0.0, "WHOLE": 0.0, "WARM": 0.8, "MILD": -0.3, "COLD": -0.3, "BRIGHT": -2.4,
+        "DARK": 0.0, "WARMTH": 0.03, "LEVEL": (9.0, 0.05), "BRIGHTNESS": (0.65, 0.05),
+    },
+}  # fmt: skip
+"""Constants of the target that each row replaces. The last row is the target before the rules for
+mild cold, silhouettes and opposed polarities, but for its decisions, which were made at 1/8."""
 MULTIPLE = 32
 """Images are padded to a multiple of this: the coarsest bands are at 1/32."""
+
+
+def replace_constants(fusion: MultiScaleFusion, changes: Mapping[str, object]) -> None:
+    """Give a fusion constants of its own.
+
+    Raises:
+        ConfigError: there is no such constant, or it has another number of values.
+    """
+    for name, value in changes.items():
+        own = getattr(MultiScaleFusion, name, None) if name.isupper() else None
+        if own is None:
+            raise ConfigError(f"MultiScaleFusion has no constant {name}")
+        if np.shape(own) != np.shape(value):
+            raise ConfigError(f"{name}: expected {np.size(own)} value(s), got {value}")
+        setattr(fusion, name, value)
+
+
+def read_constants(path: str | Path) -> dict[str, object]:
+    """Constants from a JSON file of `calibrate_target.py`.
+
+    Raises:
+        ConfigError: the file cannot be read or is another one.
+    """
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8"))["constants"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no constants of calibrate_target.py ({error})") from error
 
 
 class Target(nn.Module):
@@ -58,10 +108,7 @@ class Target(nn.Module):
     def __init__(self, changes: Mapping[str, object]):
         super().__init__()
         self.fusion = MultiScaleFusion()
-        for name, value in changes.items():
-            if not hasattr(self.fusion, name):
-                raise ConfigError(f"MultiScaleFusion has no constant {name}")
-            setattr(self.fusion, name, value)
+        replace_constants(self.fusion, changes)
 
     def forward(self, ir: Tensor, vi: Tensor) -> Tensor:
         return self.fusion(torch.cat((ir, vi), 1))
@@ -88,13 +135,18 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
+        if config.threads:
+            torch.set_num_threads(config.threads)
         names = [name for name in str(config.sets).split(",") if name]
         split = "" if names else "validation"
         sets = find_sets(config.data, names, split, limit=config.limit)
+        rules = dict(RULES)
+        if config.constants:
+            rules[Path(config.constants).stem] = read_constants(config.constants)
         rows = [
             {"set": one.name, "rule": name, **measure(changes, one, f"{one.name} {name}")}
             for one in sets
-            for name, changes in RULES.items()
+            for name, changes in rules.items()
         ]
     except (ConfigError, DataError) as error:
         print(f"compare_targets.py: {error}", file=sys.stderr)

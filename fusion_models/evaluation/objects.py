@@ -14,7 +14,14 @@ import cv2
 import numpy as np
 
 from fusion_models.boxes import read_boxes
-from fusion_models.evaluation.visibility import Kept, kept_boxes, kept_masks
+from fusion_models.evaluation.visibility import (
+    Kept,
+    Region,
+    box_regions,
+    kept_boxes,
+    kept_masks,
+    mask_regions,
+)
 from fusion_models.pairs import DataError, PairSet
 
 __all__ = ["Objects", "labelled_objects"]
@@ -40,13 +47,28 @@ class Objects:
             ValueError: images or masks of different sizes.
         """
         if self.masks is not None:
-            numbers = np.unique(self.masks[self.masks > 0])
-            return tuple(kept_masks(fused, ir, vi, [self.masks == n for n in numbers]))
+            return tuple(kept_masks(fused, ir, vi, self._each_mask()))
+        return tuple(kept_boxes(fused, ir, vi, self._boxes(fused.shape)))
+
+    def regions(self, shape: tuple[int, int]) -> list[Region]:
+        """Where each object and its surroundings are in images of this height and width.
+
+        Raises:
+            ValueError: masks of another size.
+        """
+        if self.masks is not None:
+            return mask_regions(self._each_mask(), shape)
+        return box_regions(self._boxes(shape), shape)
+
+    def _each_mask(self) -> list[np.ndarray]:
+        return [self.masks == n for n in np.unique(self.masks[self.masks > 0])]
+
+    def _boxes(self, shape: tuple[int, int]) -> list:
         if self.corners is None:
-            return ()
-        height, width = fused.shape
+            return []
+        height, width = shape
         scale = np.array([width, height, width, height], np.float64)
-        return tuple(kept_boxes(fused, ir, vi, (self.corners * scale).tolist()))
+        return (self.corners * scale).tolist()
 
 
 def labelled_objects(pair_set: PairSet) -> dict[str, Objects]:

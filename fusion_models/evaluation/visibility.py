@@ -21,10 +21,13 @@ __all__ = [
     "LEAST_CONTRAST",
     "LOST",
     "Kept",
+    "Region",
+    "box_regions",
     "hidden",
     "hidden_map",
     "kept_boxes",
     "kept_masks",
+    "mask_regions",
     "summary",
 ]
 
@@ -81,21 +84,36 @@ def summary(objects: Sequence[Kept]) -> dict[str, float]:
     }
 
 
-def kept_boxes(
-    fused: np.ndarray, ir: np.ndarray, vi: np.ndarray, boxes: Iterable[Box]
-) -> list[Kept]:
-    """What is kept of labelled boxes `(x0, y0, x1, y1)` in pixels.
+@dataclass(frozen=True)
+class Region:
+    """An object and its surroundings in an image.
+
+    Attributes:
+        box: x0, y0, x1, y1 in pixels, whole numbers, x1 and y1 excluded.
+        window: rows and columns of the image that hold both.
+        core: where in the window the object is, bool.
+        ring: where in the window its surroundings are, bool.
+    """
+
+    box: tuple[int, int, int, int]
+    window: tuple[slice, slice]
+    core: np.ndarray
+    ring: np.ndarray
+
+    def contrast(self, image: np.ndarray) -> float:
+        """Distance between the means of object and surroundings, in the image's unit."""
+        inside = image[self.window]
+        return abs(float(inside[self.core].mean()) - float(inside[self.ring].mean()))
+
+
+def box_regions(boxes: Iterable[Box], shape: tuple[int, int]) -> list[Region]:
+    """Objects in boxes `(x0, y0, x1, y1)` in pixels, of an image of this height and width.
 
     The object is the core of the box (half its width, three quarters of its height, where the
     object rather than its corners is), its surroundings a ring of half the box's width, at least 6
-    pixels. Boxes under 5 x 8 pixels and objects that no source shows by `LEAST_CONTRAST` are left
-    out.
-
-    Raises:
-        ValueError: images of different sizes.
+    pixels. Boxes under 5 x 8 pixels are left out.
     """
-    images = _images(fused, ir, vi)
-    height, width = images[0].shape
+    height, width = shape
     found = []
     for box in boxes:
         x0, y0, x1, y1 = (round(float(v)) for v in box)
@@ -104,31 +122,28 @@ def kept_boxes(
             continue
         margin, dx, dy = max(6, (x1 - x0) // 2), (x1 - x0) // 4, (y1 - y0) // 8
         top, left = max(0, y0 - margin), max(0, x0 - margin)
-        window = np.s_[top : y1 + margin, left : x1 + margin]
-        core = np.zeros(images[0][window].shape, bool)
+        window = np.s_[top : min(y1 + margin, height), left : min(x1 + margin, width)]
+        core = np.zeros((window[0].stop - top, window[1].stop - left), bool)
         ring = np.ones(core.shape, bool)
         core[y0 + dy - top : y1 - dy - top, x0 + dx - left : x1 - dx - left] = True
         ring[y0 - top : y1 - top, x0 - left : x1 - left] = False
         if ring.any():
-            found += _counted((x0, y0, x1, y1), [image[window] for image in images], core, ring)
+            found.append(Region((x0, y0, x1, y1), window, core, ring))
     return found
 
 
-def kept_masks(
-    fused: np.ndarray, ir: np.ndarray, vi: np.ndarray, masks: Iterable[np.ndarray]
-) -> list[Kept]:
-    """What is kept of objects with exact masks, each `(H, W)`, not zero on the object.
+def mask_regions(masks: Iterable[np.ndarray], shape: tuple[int, int]) -> list[Region]:
+    """Objects with exact masks, each `(H, W)`, not zero on the object.
 
     The surroundings are a ring of half the object's width, at least 6 pixels, without the pixels of
-    any other mask. Masks of under 12 pixels and objects that no source shows are left out.
+    any other mask. Masks of under 12 pixels are left out.
 
     Raises:
-        ValueError: images or masks of different sizes.
+        ValueError: masks that are not of this height and width.
     """
-    images = _images(fused, ir, vi)
     masks = [np.asarray(mask) > 0 for mask in masks]
-    if any(mask.shape != images[0].shape for mask in masks):
-        raise ValueError(f"masks must have the images' shape {images[0].shape} (height, width)")
+    if any(mask.shape != shape for mask in masks):
+        raise ValueError(f"masks must have the images' shape {shape} (height, width)")
     if not masks:
         return []
     taken = np.logical_or.reduce(masks)
@@ -145,14 +160,45 @@ def kept_masks(
         around = cv2.dilate(core.astype(np.uint8), side) > 0
         ring = around & ~taken[window]
         if ring.any():
-            box = (x0, y0, x0 + wide, y0 + high)
-            found += _counted(box, [image[window] for image in images], core, ring)
+            found.append(Region((x0, y0, x0 + wide, y0 + high), window, core, ring))
     return found
 
 
-def _counted(box, images: Sequence[np.ndarray], core, ring) -> list[Kept]:
-    fused, ir, vi = (abs(float(i[core].mean()) - float(i[ring].mean())) for i in images)
-    return [Kept(box, ir, vi, fused)] if max(ir, vi) >= LEAST_CONTRAST else []
+def kept_boxes(
+    fused: np.ndarray, ir: np.ndarray, vi: np.ndarray, boxes: Iterable[Box]
+) -> list[Kept]:
+    """What is kept of the objects of :func:`box_regions`.
+
+    Objects that no source shows by `LEAST_CONTRAST` are left out.
+
+    Raises:
+        ValueError: images of different sizes.
+    """
+    images = _images(fused, ir, vi)
+    return _kept(images, box_regions(boxes, images[0].shape))
+
+
+def kept_masks(
+    fused: np.ndarray, ir: np.ndarray, vi: np.ndarray, masks: Iterable[np.ndarray]
+) -> list[Kept]:
+    """What is kept of the objects of :func:`mask_regions`.
+
+    Objects that no source shows by `LEAST_CONTRAST` are left out.
+
+    Raises:
+        ValueError: images or masks of different sizes.
+    """
+    images = _images(fused, ir, vi)
+    return _kept(images, mask_regions(masks, images[0].shape))
+
+
+def _kept(images: Sequence[np.ndarray], regions: Iterable[Region]) -> list[Kept]:
+    found = []
+    for region in regions:
+        fused, ir, vi = map(region.contrast, images)
+        if max(ir, vi) >= LEAST_CONTRAST:
+            found.append(Kept(region.box, ir, vi, fused))
+    return found
 
 
 def hidden(fused: np.ndarray, ir: np.ndarray, vi: np.ndarray) -> float:
