@@ -163,8 +163,8 @@ def targets_table(docs: Path) -> str:
         return OPEN
     return (
         rules_table(json.loads(path.read_text(encoding="utf-8")))
-        + "\n`python training/compare_targets.py output=docs/targets` on simulated pairs of "
-        "`python -m fusion_ros.cameras.street.export` and on the validation pairs.\n"
+        + "\n`python training/compare_targets.py output=docs/targets`, with simulated pairs of "
+        "`python -m fusion_ros.cameras.street.export data/simulated/val --pairs 6 --seed 100000`.\n"
     )
 
 
