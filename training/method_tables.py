@@ -164,7 +164,8 @@ def targets_table(docs: Path) -> str:
     return (
         rules_table(json.loads(path.read_text(encoding="utf-8")))
         + "\n`python training/compare_targets.py output=docs/targets`, with simulated pairs of "
-        "`python -m fusion_ros.cameras.street.export data/simulated/val --pairs 6 --seed 100000`.\n"
+        "`python -m fusion_ros.cameras.street.export data/simulated/val --pairs 6 --seed 100000`, "
+        "and in data/simulated_640/val `--pairs 5 --seed 100000 --size 640x480`.\n"
     )
 
 
