@@ -55,7 +55,7 @@ def test_faint_thermal_is_amplified_and_noise_is_not(scene):
     assert contrast(FusionTarget()(faint, night).intensity, disc) > 0.04
     torch.manual_seed(0)
     grain = 0.4 + 0.003 * torch.randn_like(ir)
-    assert FusionTarget()(grain, night).intensity.std() < 0.003
+    assert FusionTarget()(grain, night).intensity.std() < 1.01 * grain.std()
 
 
 def test_hot_ground_as_a_whole_does_not_wash_out_lane_marks():
