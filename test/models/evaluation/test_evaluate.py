@@ -227,15 +227,7 @@ def test_cards_hold_the_figures_of_full_size_only(data, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    [
-        "baffm",
-        "caf",
-        pytest.param("cfi", marks=pytest.mark.xfail(strict=True, reason="VIF -5.7 % on these")),
-        "refinefuse",
-    ],
-)
+@pytest.mark.parametrize("method", ["baffm", "caf", "cfi", "refinefuse"])
 def test_fusing_at_half_size_loses_at_most_a_twentieth_of_vif_and_qabf(shared_data, method):
     networks = load_networks(method, "onnxruntime", "fp32", 0, "0,320")
     assert list(networks) == [method, f"{method}@320"]
