@@ -25,6 +25,8 @@ from fusion_ros.commands.main import main
         ["--load", "-1"],
         ["--sizes", "auto,20"],
         ["--method", "nonsense"],
+        ["-p", "nonsense:=1"],
+        ["-p", "processing_size:=320"],
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_starts(options, tmp_path, capsys):

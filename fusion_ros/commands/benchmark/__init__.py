@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 __all__ = ["measure", "parser", "run"]
 
 _SIZE = Size(640, 480)
+_PARAMETER = {
+    "action": "append",
+    "default": [],
+    "metavar": "NAME:=VALUE",
+    "help": "any other parameter of the node, as in -p threads:=1",
+}
 _RATES = (0.1, 1000.0)
 
 
@@ -66,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     paced.add_argument("--load", type=int, default=1, help="busy processes, default 1")
     paced.add_argument("--size", type=_size, default=_SIZE, help="of the RGB images, as 640x480")
     paced.add_argument("--output", type=Path, default=Path("benchmark_output"))
-    paced.set_defaults(action=_pace)
+    paced.add_argument("--detect", action="store_true", help="detect objects too")
+    paced.add_argument("-p", "--parameter", **_PARAMETER)
+    paced.set_defaults(action=_pace, backend=Parameters.backend)
     drawn = actions.add_parser("plot", help="latency percentiles and loss against rate")
     drawn.add_argument("results", nargs="+", metavar="RESULT.json")
     drawn.add_argument("--output", type=Path, default=Path("benchmark.png"))
@@ -148,10 +156,9 @@ def _pace(options: argparse.Namespace) -> int:
                 f"--phases {options.phases} --rate {options.rate:g} --load {options.load}: "
                 "expected three durations such as 20,20,20, a positive rate, and no negative load"
             )
-        sizes = options.sizes.split(",")
         runs = [
-            (size, Parameters(method=options.method, detect=False, processing_size=size))
-            for size in sizes
+            (size, _parameters(options, options.method, processing_size=size))
+            for size in options.sizes.split(",")
         ]
         pairs = simulated_pairs(options.size, 10)
         from fusion_ros.commands.benchmark.pace import (
@@ -260,14 +267,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="detect objects too",
     )
-    add(
-        "-p",
-        "--parameter",
-        action="append",
-        default=[],
-        metavar="NAME:=VALUE",
-        help="any other parameter of the node, as in -p threads:=1",
-    )
+    add("-p", "--parameter", **_PARAMETER)
     add("--data", type=Path, help="folder with ir/ and vi/ instead of the simulated cameras")
     add(
         "--size",
@@ -326,11 +326,11 @@ def _methods(text: str) -> list[str]:
     return list_methods() if text == "all" else text.split(",")
 
 
-def _parameters(options: argparse.Namespace, method: str) -> Parameters:
+def _parameters(options: argparse.Namespace, method: str, **given: str) -> Parameters:
     """Read the node's parameters; raises ValueError for what cannot be used."""
     from fusion_ros.frame.detector import default_detector_path
 
-    values = {"method": method, "backend": options.backend, "detect": options.detect}
+    values = {"method": method, "backend": options.backend, "detect": options.detect, **given}
     specs = Parameters.specs()
     for text in options.parameter:
         name, assigned, value = text.partition(":=")
@@ -340,7 +340,7 @@ def _parameters(options: argparse.Namespace, method: str) -> Parameters:
                 f"{', '.join(specs)}"
             )
         if name in values:
-            raise ValueError(f"-p {text}: use the option --{name}")
+            raise ValueError(f"-p {text}: an option of its own sets this, see --help")
         values[name] = _value(value)
     # The user's own model by its full path: the node's process may run in another folder.
     if method.endswith(".onnx"):
