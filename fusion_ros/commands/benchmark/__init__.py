@@ -340,7 +340,8 @@ def _parameters(options: argparse.Namespace, method: str, **given: str) -> Param
                 f"{', '.join(specs)}"
             )
         if name in values:
-            raise ValueError(f"-p {text}: an option of its own sets this, see --help")
+            option = {"processing_size": "sizes"}.get(name, name)
+            raise ValueError(f"-p {text}: use the option --{option}")
         values[name] = _value(value)
     # The user's own model by its full path: the node's process may run in another folder.
     if method.endswith(".onnx"):
