@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -178,21 +179,21 @@ class MultiScaleFusion(nn.Module):
         limited = 1.0 - self.UNLIMITED * (1.0 - (1.0 - warm) * (1.0 - mild))
         return preference + self.DARK * dark * open_, limited
 
-    def _middle(self, bands: list, place: Tensor) -> Tensor:
-        """Sum of what bands 1 to 4 have, over 20 pixels, at 1/4."""
-        middle = bands[max(1 - self.first, 0) : 5 - self.first]
-        return _box(sum(_resize(band, place) for band in middle), 5)
+    def _middle(self, bands: list) -> list:
+        """Bands 1 to 4, those that decide for a region."""
+        return bands[max(1 - self.first, 0) : 5 - self.first]
 
     def _ratio(self, strengths: list, place: Tensor) -> Tensor:
-        """Logarithm of thermal's strength over the visible's, at 1/4."""
-        a, b = (self._middle([pair[i] for pair in strengths], place) for i in (0, 1))
+        """Logarithm of thermal's strength over the visible's in the middle bands, at 1/4."""
+        a, b = (_summed((pair[i] for pair in self._middle(strengths)), place) for i in (0, 1))
         return a.log() - b.log()
 
     def _opposed(self, thermal: list, bands: list, place: Tensor) -> Tensor:
-        """How far both images' bands have opposite signs: 0 (not) to 1 (everywhere), at 1/4."""
-        products = [a * band[:, 1:] for a, band in zip(thermal, bands)]
-        signed = self._middle([_box(x, 3) for x in products], place)
-        sizes = self._middle([_box(x.abs(), 3) for x in products], place)
+        """How far the middle bands have opposite signs: 0 (not) to 1 (everywhere), at 1/4."""
+        middle = zip(self._middle(thermal), self._middle(bands))
+        products = [a * band[:, 1:] for a, band in middle]
+        signed = _summed((_box(x, 3) for x in products), place)
+        sizes = _summed((_box(x.abs(), 3) for x in products), place)
         return (-signed / (sizes + 1e-4)).clamp_min(0.0)
 
     def _make_room(self, x: Tensor) -> Tensor:
@@ -207,6 +208,11 @@ def _step(x: Tensor, middle_and_width: tuple[float, float]) -> Tensor:
     """Smooth step from 0 to 1."""
     middle, width = middle_and_width
     return torch.sigmoid((x - middle) / width)
+
+
+def _summed(bands: Iterable[Tensor], place: Tensor) -> Tensor:
+    """Sum of bands at the size of `place`, averaged over 5 x 5 of its pixels."""
+    return _box(sum(_resize(band, place) for band in bands), 5)
 
 
 def _box(x: Tensor, size: int) -> Tensor:

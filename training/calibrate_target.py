@@ -41,7 +41,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compare_targets import read_constants, replace_constants
+from compare_targets import MULTIPLE, read_constants, replace_constants
 from torch import Tensor
 from tqdm import trange
 
@@ -75,8 +75,6 @@ FREE = (
 )  # fmt: skip
 LARGE = 400
 """Images wider than this are halved."""
-MULTIPLE = 32
-"""Images are padded to a multiple of this: the coarsest bands are at 1/32."""
 
 
 class Constants:
