@@ -275,8 +275,11 @@ def find_sets(
         split: 'train', 'validation' or 'test', of all sets that have it; in place of `names`.
         limit: greatest number of pairs of each set, evenly spaced (0: all).
     Raises:
-        DataError: no such data, name or split; the message lists what there is.
+        DataError: no such data, name or split, of which the message lists what there is; or a
+            limit below 0.
     """
+    if limit < 0:
+        raise DataError(f"limit={limit}: expected 0 (all pairs) or more")
     found = find_pair_folders(data)
     named = {Path(place).resolve() for place in str(data).split(",")}
     parts: dict[str, tuple[Path, str]] = {}  # by name: the folder, and which part of it

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from omegaconf import DictConfig, OmegaConf
@@ -47,6 +48,32 @@ def parse_arguments(arguments: list[str]) -> DictConfig:
     return parsed
 
 
+def check_type(key: str, value: object, default: object) -> None:
+    """Refuse a value of another type than the default's, of those that have one.
+
+    Raises:
+        ConfigError: it says which values are expected.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        fits, wanted = number and isinstance(value, int), "a whole number"
+    elif isinstance(default, float):
+        fits, wanted = number and math.isfinite(value), "a number"
+    else:
+        return
+    if not fits:
+        raise ConfigError(f"{key}={value}: expected {wanted}, as in {key}={str(default).lower()}")
+
+
+def check_counts(config: DictConfig, *keys: str) -> None:
+    """Refuse settings below 0 with ConfigError."""
+    for key in keys:
+        if config[key] < 0:
+            raise ConfigError(f"{key}={config[key]}: expected 0 or more")
+
+
 def merge_settings(defaults: dict, arguments: list[str]) -> DictConfig:
     """Defaults overridden by `key=value` arguments, each of the default's type.
 
@@ -56,6 +83,8 @@ def merge_settings(defaults: dict, arguments: list[str]) -> DictConfig:
     given = parse_arguments(arguments)
     if unknown := sorted(set(given) - set(defaults)):
         raise ConfigError(f"unknown settings {', '.join(unknown)}; use {', '.join(defaults)}")
+    for key, value in given.items():
+        check_type(key, value, defaults[key])
     try:
         return OmegaConf.merge(OmegaConf.create(defaults), given)
     except OmegaConfBaseException as error:

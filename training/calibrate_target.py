@@ -41,7 +41,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from compare_targets import MULTIPLE, read_constants, replace_constants
+from compare_targets import MULTIPLE, check_size, read_constants, replace_constants
 from torch import Tensor
 from tqdm import trange
 
@@ -141,6 +141,7 @@ def read_samples(pair_set: PairSet) -> list[Sample]:
     labels = labelled_objects(pair_set)
     found = []
     for pair in pair_set:
+        check_size(pair_set.name, pair)
         objects = []
         for region in labels.get(pair.stem, Objects()).regions(pair.ir.shape):
             contrast = max(

@@ -36,8 +36,8 @@ from fusion_models.evaluation.objects import Objects, labelled_objects
 from fusion_models.evaluation.visibility import hidden
 from fusion_models.files import write_text
 from fusion_models.layers import MultiScaleFusion
-from fusion_models.pairs import DataError, PairSet, find_sets
-from fusion_models.settings import ConfigError, merge_settings, show_help
+from fusion_models.pairs import DataError, ImagePair, PairSet, find_sets
+from fusion_models.settings import ConfigError, check_counts, merge_settings, show_help
 from fusion_models.trainer import fuse_pair
 
 DEFAULTS = {"data": "auto", "sets": "", "limit": 0, "constants": "", "threads": 0, "output": ""}
@@ -75,12 +75,15 @@ def replace_constants(fusion: MultiScaleFusion, changes: Mapping[str, object]) -
     """Give a fusion constants of its own.
 
     Raises:
-        ConfigError: there is no such constant, or it has another number of values.
+        ConfigError: no such constant, another number of values, or a value that is no number.
     """
     for name, value in changes.items():
         own = getattr(MultiScaleFusion, name, None) if name.isupper() else None
         if own is None:
             raise ConfigError(f"MultiScaleFusion has no constant {name}")
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if any(type(one) not in (int, float) or not np.isfinite(one) for one in values):
+            raise ConfigError(f"{name}: expected {np.size(own)} number(s), got {value}")
         if np.shape(own) != np.shape(value):
             raise ConfigError(f"{name}: expected {np.size(own)} value(s), got {value}")
         setattr(fusion, name, value)
@@ -90,12 +93,17 @@ def read_constants(path: str | Path) -> dict[str, object]:
     """Constants from a JSON file of `calibrate_target.py`.
 
     Raises:
-        ConfigError: the file cannot be read or is another one.
+        ConfigError: the file cannot be read or is another one, or a constant cannot be used.
     """
     try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8"))["constants"])
+        found = dict(json.loads(Path(path).read_text(encoding="utf-8"))["constants"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: no constants of calibrate_target.py ({error})") from error
+    try:
+        replace_constants(MultiScaleFusion(), found)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; give a file of calibrate_target.py") from error
+    return found
 
 
 class Target(nn.Module):
@@ -114,11 +122,22 @@ class Target(nn.Module):
         return self.fusion(torch.cat((ir, vi), 1))
 
 
+def check_size(name: str, pair: ImagePair) -> None:
+    """Refuse images that are smaller than the target's coarsest bands with DataError."""
+    if min(pair.ir.shape) < MULTIPLE:
+        height, width = pair.ir.shape
+        raise DataError(
+            f"{name}/{pair.stem}: {width}x{height} pixels; the target needs {MULTIPLE} or more on "
+            "each side; leave such pairs out"
+        )
+
+
 def measure(changes: Mapping[str, object], pair_set: PairSet, title: str) -> dict[str, float]:
     """Means over a set of the target with some constants replaced."""
     target, labels = Target(changes), labelled_objects(pair_set)
     scores, objects = [], []
     for pair in tqdm(pair_set, title, len(pair_set), leave=False, disable=None):
+        check_size(pair_set.name, pair)
         fused = fuse_pair(target, pair.ir, pair.vi, MULTIPLE)
         scores.append([f(fused, pair.ir, pair.vi) for f in (vif, qabf, scd, hidden)])
         objects += labels.get(pair.stem, Objects()).kept(fused, pair.ir, pair.vi)
@@ -135,6 +154,7 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
+        check_counts(config, "threads", "limit")
         if config.threads:
             torch.set_num_threads(config.threads)
         names = [name for name in str(config.sets).split(",") if name]
@@ -142,7 +162,12 @@ def main(arguments: list[str]) -> int:
         sets = find_sets(config.data, names, split, limit=config.limit)
         rules = dict(RULES)
         if config.constants:
-            rules[Path(config.constants).stem] = read_constants(config.constants)
+            row = Path(config.constants).stem
+            if row in rules:
+                raise ConfigError(
+                    f"constants={config.constants}: there is a row '{row}' already; rename the file"
+                )
+            rules[row] = read_constants(config.constants)
         rows = [
             {"set": one.name, "rule": name, **measure(changes, one, f"{one.name} {name}")}
             for one in sets

@@ -6,8 +6,8 @@
 
 This is how papers on fusion compare inputs: the detector may adapt to each, from the same weights,
 by the same settings, on the same pairs. Checkpoints are chosen on validation pairs. Repeat the
-command until all is done: inputs that are finished are not trained again, unless their network or
-a setting is another now. Settings are `key=value`:
+command until all is done: inputs that are finished are not trained again, unless their network, the
+folder of data or a setting is another now. Settings are `key=value`:
 
     start     .pt of ultralytics to begin with
     pictures  inputs without a network, comma separated; 'all' or 'none'
@@ -38,8 +38,10 @@ from train_all import run
 
 from fusion_models.detection.pictures import RULES, SOURCES, choose
 from fusion_models.files import write_text
+from fusion_models.pairs import find_sets
 from fusion_models.settings import (
     ConfigError,
+    check_counts,
     merge_settings,
     parse_arguments,
     show_help,
@@ -86,6 +88,9 @@ def main(arguments: list[str]) -> int:
         start = Path(config.start).expanduser()
         if not start.is_file():
             raise ConfigError(f"start={config.start}: no such file; give a .pt of ultralytics")
+        check_counts(config, "threads", "repeats")
+        if config.tests:  # before hours of training
+            find_sets(config.data, str(config.tests).split(","))
         parse_arguments(passed)
         budget = {**BUDGET, **dict(one.split("=", 1) for one in passed)}
         plain = choose({**SOURCES, **RULES}, config.pictures)
@@ -102,6 +107,8 @@ def main(arguments: list[str]) -> int:
             methods = f"{name}:{networks[name].onnx}"
             digest = networks[name].as_dict()["sha256"]
         made_of = {"start": start.name, "budget": budget, "input": name, "network": digest}
+        if config.data != "auto":
+            made_of["data"] = str(config.data)
         given = [f"start={start}", f"methods={methods}", f"pictures={name}", *both]
         given += [f"{key}={value}" for key, value in budget.items()]
         if not train(name, made_of, output / file_name(name), given):

@@ -23,6 +23,7 @@ which that holds.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from fusion_models.evaluation.metrics import qabf, vif
 from fusion_models.evaluation.objects import Objects, labelled_objects
 from fusion_models.evaluation.visibility import hidden
 from fusion_models.pairs import DataError, ImagePair, PairSet, find_sets
-from fusion_models.settings import ConfigError, merge_settings, show_help
+from fusion_models.settings import ConfigError, check_counts, merge_settings, show_help
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.frame.settings import Settings
 from fusion_ros.inference import EngineError, load_engine
@@ -91,7 +92,9 @@ def table(rows: list[Row]) -> str:
         cells = [row.method, row.set, str(row.pairs), str(row.size or "full")]
         for name in ("vif", "qabf"):
             value, other = getattr(row, name), getattr(base, name)
-            cells.append(f"{value:.3f}" + ("" if same else f" ({value / other - 1:+.1%})"))
+            # Images without any structure have a VIF of 0.
+            change = "" if same or not other else f" ({value / other - 1:+.1%})"
+            cells.append(f"{value:.3f}{change}")
         for name in ("lost", "hidden"):
             value, other = getattr(row, name), getattr(base, name)
             if value is None:
@@ -110,6 +113,7 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
+        check_counts(config, "threads", "limit")
         sizes = [0, *_sizes(str(config.sizes))]
         methods = [m for m in str(config.methods).split(",") if m] or list_methods()
         for method in methods:
@@ -135,6 +139,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _sizes(text: str) -> list[int]:
+    if not all(re.fullmatch(r"-?\d+", one.strip()) for one in text.split(",")):
+        raise ConfigError(f"sizes={text}: expected whole numbers of pixels, such as 320,160")
     try:
         sizes = [int(one) for one in text.split(",")]
         for size in sizes:

@@ -21,7 +21,10 @@ from fusion_ros.commands.main import main
     [
         ["--phases", "1,2"],
         ["--phases", "1,2,fast"],
+        ["--phases", "0,0,0"],
+        ["--phases", "2,2,nan"],
         ["--rate", "0"],
+        ["--rate", "inf"],
         ["--load", "-1"],
         ["--sizes", "auto,20"],
         ["--method", "nonsense"],

@@ -156,3 +156,8 @@ def test_finding_and_reading_pairs_needs_no_pytorch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_limit_below_0_is_refused(data):
+    with pytest.raises(DataError, match="limit=-1: expected 0"):
+        find_sets(data, limit=-1)

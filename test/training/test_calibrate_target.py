@@ -129,6 +129,8 @@ def test_constants_that_were_found_can_be_measured_and_moved_further(data, tmp_p
     [
         ("sets=nowhere/train", "nowhere/train"),
         ("max_steps=0", "max_steps=0: expected 1 or more"),
+        ("max_steps=1.5", "max_steps=1.5: expected a whole number"),
+        ("lr=nan", "lr=nan: expected a number"),
         ("lost=-1", "lost=-1"),
         ("start=none.json", "none.json: no constants"),
     ],

@@ -92,6 +92,8 @@ def test_inputs_that_are_finished_are_trained_again_only_if_what_they_depend_on_
     assert calls.trained[2:] == ["mean"]
     detector_per_input.main([*arguments, "lr=1e-4"])
     assert calls.trained[3:] == ["visible", "mean"]
+    detector_per_input.main([*arguments, "lr=1e-4", f"data={tmp_path}"])
+    assert calls.trained[5:] == ["visible", "mean"], "other data make another detector"
 
 
 def test_nothing_is_measured_if_an_input_cannot_be_trained(calls, start, tmp_path, capsys):
@@ -107,6 +109,11 @@ def test_settings_of_no_use_are_named(calls, start, capsys):
     assert "start=none.pt: no such file" in capsys.readouterr().err
     assert detector_per_input.main([f"start={start}", "pictures=foggy"]) == 2
     assert "no pictures foggy; use visible" in capsys.readouterr().err
+    assert detector_per_input.main([f"start={start}", "repeats=many"]) == 2
+    assert "repeats=many: expected a whole number" in capsys.readouterr().err
+    nowhere = [f"start={start}", f"data={start.parent}", "tests=nowhere/test"]
+    assert detector_per_input.main(nowhere) == 2
+    assert "no pairs" in capsys.readouterr().err
     assert calls == []
 
 

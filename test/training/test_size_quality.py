@@ -53,7 +53,14 @@ def test_the_table_shows_the_change_against_full_size():
     )
 
 
-@pytest.mark.parametrize("wrong", ["sizes=20", "sizes=small", "methods=nonsense", "size=320"])
+def test_images_without_any_structure_have_no_change_against_full_size():
+    rows = [Row("a", "s", size, 9, 0.0, 0.0, 0.2, None, 0) for size in (0, 160)]
+    assert table(rows).splitlines()[-1].startswith("| a | s | 9 | 160 | 0.000 | 0.000 | no boxes")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["sizes=20", "sizes=small", "methods=nonsense", "size=320", "limit=-1", "threads=-1"]
+)
 def test_what_cannot_be_used_is_refused(wrong, data, capsys):
     assert main([f"data={data}", "sets=city/test", wrong]) == 2
     assert "size_quality.py: " in capsys.readouterr().err

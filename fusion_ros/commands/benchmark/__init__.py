@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ _PARAMETER = {
     "help": "any other parameter of the node, as in -p threads:=1",
 }
 _RATES = (0.1, 1000.0)
+_LEAST_PACE_S = 3
+"""Of all phases: a sample a second is taken."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -151,7 +154,13 @@ def _pace(options: argparse.Namespace) -> int:
 
     try:
         phases = [float(one) for one in options.phases.split(",")]
-        if len(phases) != 3 or min(phases) < 0 or not options.rate > 0 or options.load < 0:
+        numbers = all(math.isfinite(one) for one in (*phases, options.rate))
+        if not numbers or len(phases) != 3 or min(phases) < 0 or sum(phases) < _LEAST_PACE_S:
+            raise ValueError(
+                f"--phases {options.phases} --rate {options.rate:g}: expected three durations of "
+                f"{_LEAST_PACE_S} s or more together, such as 20,20,20, and a rate in Hz"
+            )
+        if not options.rate > 0 or options.load < 0:
             raise ValueError(
                 f"--phases {options.phases} --rate {options.rate:g} --load {options.load}: "
                 "expected three durations such as 20,20,20, a positive rate, and no negative load"
