@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -89,3 +91,27 @@ def merge_settings(defaults: dict, arguments: list[str]) -> DictConfig:
         return OmegaConf.merge(OmegaConf.create(defaults), given)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def result_files(output: object, *suffixes: str) -> list[Path]:
+    """Paths of results, `output` with each suffix; the folder is made, so that writing works.
+
+    `output` may have one of the suffixes already; another dot in its name is kept: `lr0.05` becomes
+    `lr0.05.json`. Call it before long work.
+
+    Raises:
+        ConfigError: the folder cannot be made or written in.
+    """
+    base = Path(str(output)).expanduser()
+    if base.suffix in suffixes:
+        base = base.with_suffix("")
+    files = [base.with_name(base.name + suffix) for suffix in suffixes]
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={output}: no folder can be made there ({error})") from error
+    if not os.access(base.parent, os.W_OK):
+        raise ConfigError(f"output={output}: the folder {base.parent} cannot be written in")
+    if taken := [str(file) for file in files if file.is_dir()]:
+        raise ConfigError(f"output={output}: {taken[0]} is a folder; name a file")
+    return files

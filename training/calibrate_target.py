@@ -36,7 +36,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,7 +51,7 @@ from fusion_models.hardware import keep_freed_memory
 from fusion_models.layers import MultiScaleFusion
 from fusion_models.losses import scd_loss, sobel, stronger, visual_information_loss
 from fusion_models.pairs import DataError, PairSet, find_sets
-from fusion_models.settings import ConfigError, merge_settings, show_help
+from fusion_models.settings import ConfigError, merge_settings, result_files, show_help
 
 TERMS = {
     "lost": 1.5, "information": 0.7, "gradient": 6.0, "hidden": 0.5, "scd": 0.1, "pull": 0.02,
@@ -298,6 +297,7 @@ def main(arguments: list[str]) -> int:
         names = [name for name in str(config.sets).split(",") if name]
         found = find_sets(config.data, names, "" if names else "train", limit=config.limit)
         sets = {one.name: read_samples(one) for one in found}
+        files = result_files(config.output, ".json") if config.output else []
         history = calibrate(config, sets, constants)
     except (ConfigError, DataError) as error:
         print(f"calibrate_target.py: {error}", file=sys.stderr)
@@ -308,9 +308,7 @@ def main(arguments: list[str]) -> int:
         print(f"{name}: {before[name]} -> {value}")
     for name, means in terms.items():
         print(f"{name}: {means['first quarter']} -> {means['last quarter']}")
-    if config.output:
-        path = Path(config.output).with_suffix(".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if files:
         record = {
             "command": " ".join(["python training/calibrate_target.py", *arguments]),
             "pairs": {name: len(samples) for name, samples in sets.items()},
@@ -318,7 +316,7 @@ def main(arguments: list[str]) -> int:
             "constants": after,
             "terms": terms,
         }
-        write_text(path, json.dumps(record, indent=1) + "\n")
+        write_text(files[0], json.dumps(record, indent=1) + "\n")
     return 0
 
 

@@ -37,7 +37,13 @@ from fusion_models.evaluation.visibility import hidden
 from fusion_models.files import write_text
 from fusion_models.layers import MultiScaleFusion
 from fusion_models.pairs import DataError, ImagePair, PairSet, find_sets
-from fusion_models.settings import ConfigError, check_counts, merge_settings, show_help
+from fusion_models.settings import (
+    ConfigError,
+    check_counts,
+    merge_settings,
+    result_files,
+    show_help,
+)
 from fusion_models.trainer import fuse_pair
 
 DEFAULTS = {"data": "auto", "sets": "", "limit": 0, "constants": "", "threads": 0, "output": ""}
@@ -160,6 +166,7 @@ def main(arguments: list[str]) -> int:
         names = [name for name in str(config.sets).split(",") if name]
         split = "" if names else "validation"
         sets = find_sets(config.data, names, split, limit=config.limit)
+        files = result_files(config.output, ".json") if config.output else []
         rules = dict(RULES)
         if config.constants:
             row = Path(config.constants).stem
@@ -177,9 +184,7 @@ def main(arguments: list[str]) -> int:
         print(f"compare_targets.py: {error}", file=sys.stderr)
         return 2
     print(rules_table(rows))
-    if config.output:
-        path = Path(config.output).with_suffix(".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for path in files:
         write_text(path, json.dumps(rows, indent=1) + "\n")
     return 0
 

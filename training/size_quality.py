@@ -34,8 +34,15 @@ from tqdm import tqdm
 from fusion_models.evaluation.metrics import qabf, vif
 from fusion_models.evaluation.objects import Objects, labelled_objects
 from fusion_models.evaluation.visibility import hidden
+from fusion_models.files import write_text
 from fusion_models.pairs import DataError, ImagePair, PairSet, find_sets
-from fusion_models.settings import ConfigError, check_counts, merge_settings, show_help
+from fusion_models.settings import (
+    ConfigError,
+    check_counts,
+    merge_settings,
+    result_files,
+    show_help,
+)
 from fusion_ros.frame.fuser import Fuser
 from fusion_ros.frame.settings import Settings
 from fusion_ros.inference import EngineError, load_engine
@@ -119,6 +126,7 @@ def main(arguments: list[str]) -> int:
         for method in methods:
             model_path(method)
         sets = find_sets(config.data, str(config.sets).split(","), limit=config.limit)
+        files = result_files(config.output, ".md", ".json") if config.output else []
         rows = [
             measure(method, pair_set, size, config.threads)
             for method in methods
@@ -129,12 +137,10 @@ def main(arguments: list[str]) -> int:
         print(f"size_quality.py: {error}", file=sys.stderr)
         return 2
     print(table(rows))
-    if config.output:
-        base = Path(config.output)
-        base.parent.mkdir(parents=True, exist_ok=True)
-        base.with_suffix(".md").write_text(table(rows))
-        text = json.dumps([asdict(row) for row in rows], indent=1)
-        base.with_suffix(".json").write_text(text + "\n")
+    if files:
+        markdown, record = files
+        write_text(markdown, table(rows))
+        write_text(record, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 0
 
 

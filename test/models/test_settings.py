@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("omegaconf", reason="settings need omegaconf: pip install .[train]")
 
-from fusion_models.settings import ConfigError, check_counts, merge_settings
+from fusion_models.settings import ConfigError, check_counts, merge_settings, result_files
 
 DEFAULTS = {"limit": 8, "lr": 0.05, "resume": False, "sets": ""}
 
@@ -37,3 +37,18 @@ def test_whole_numbers_are_numbers_and_text_may_look_like_one():
 def test_a_count_below_0_is_refused_by_its_name():
     with pytest.raises(ConfigError, match="limit=-1: expected 0 or more"):
         check_counts(merge_settings(DEFAULTS, ["limit=-1"]), "limit")
+
+
+def test_results_keep_a_dotted_name_and_their_folder_is_made(tmp_path):
+    names = [file.name for file in result_files(tmp_path / "a/lr0.05", ".md", ".json")]
+    assert names == ["lr0.05.md", "lr0.05.json"] and (tmp_path / "a").is_dir()
+    assert result_files(f"{tmp_path}/x.json", ".md", ".json")[0] == tmp_path / "x.md"
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="output=.*file/x: no folder can be made there"):
+        result_files(tmp_path / "file/x", ".json")
+    (tmp_path / "y.json").mkdir()
+    with pytest.raises(ConfigError, match="y.json is a folder; name a file"):
+        result_files(tmp_path / "y", ".json")
