@@ -13,10 +13,10 @@ What works without a network is always among the rows: each camera alone, the pi
 and maximum, a weighted mean. A network runs as on the robot: padded by reflection, its output
 clipped and rounded to 8 bit, never stretched.
 
-Beside the metrics stands whether objects stay visible: `hidden` needs no labels; `kept` and `lost`
-are of labelled boxes, or of exact masks in the set `simulated`, drawn on the spot: glare, snow,
-faint 8-bit thermal and hot road or bright wall at noon. Of videos, consecutive frames, there are
-flicker and variation of brightness too; all frames count for these, every fifth for the rest.
+Beside the metrics stands whether objects stay visible: `hidden` needs no labels; `kept`, `lost` and
+`gone` are of labelled boxes, or of exact masks in the set `simulated`, drawn on the spot: glare,
+snow, faint 8-bit thermal and hot road or bright wall at noon. Of videos, consecutive frames, there
+are flicker and variation of brightness too; all frames count for these, every fifth for the rest.
 
 Settings as `key=value`:
     methods   shipped methods or ONNX files, each also as NAME:FILE, comma separated; '' is none

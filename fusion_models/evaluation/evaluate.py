@@ -37,6 +37,7 @@ MORE = {
 """Columns of tables after the metrics: an attribute of `Score`, and its format."""
 OF_SETS = {
     "objects": ("objects", "{:d}"), "kept": ("kept", "{:.2f}"), "lost": ("lost", "{:.3f}"),
+    "gone": ("gone", "{:.3f}"),
     "flicker": ("flicker", "{:+.2f}"), "bright": ("brightness", "{:.2f}"),
 }  # fmt: skip
 """Columns of tables for figures of a whole set: a key of `Row.mean`, where the set has it."""
@@ -118,7 +119,8 @@ class Row:
         """Mean over the images of each figure of `Score.as_dict`, then figures of the whole set.
 
         These are, with labelled objects, their number, what is kept of them (the median) and the
-        share that is lost; of a video flicker and variation of brightness (see `temporal`).
+        shares that are lost and gone; of a video flicker and variation of brightness (see
+        `temporal`).
         """
         figures = [score.as_dict() for score in self.scores.values()]
         found = {key: float(np.mean([f[key] for f in figures])) for key in figures[0]}
@@ -126,7 +128,7 @@ class Row:
         return found | (self.over_time.as_dict() if self.over_time else {})
 
     def by_kind(self) -> dict[str, dict[str, float]]:
-        """Objects, kept and lost by what precedes `_` in the stems, as in `snow_00012D`."""
+        """Objects, kept, lost and gone by what precedes `_` in the stems, as in `snow_00012D`."""
         kinds: dict[str, list[Kept]] = {}
         for stem, score in self.scores.items():
             if "_" in stem:

@@ -29,7 +29,10 @@ ZOOM = 4
 """The zoom shows this part of a picture's width, twice as wide as high."""
 MOST_COLUMNS = 5
 CAPTION = ("VIF", "Qabf", "SCD", "AG")
-FIRST = {"objects": None, "kept": max, "lost": min, "hidden": min, "flicker": min, "bright": None}
+FIRST = {
+    "objects": None, "kept": max, "lost": min, "gone": min, "hidden": min, "flicker": min,
+    "bright": None,
+}  # fmt: skip
 """Columns before the metrics, those of what the product is for, and which value is the best."""
 TOO_EXPOSED = 0.01
 """Over-exposure beyond that of the sources from which it is marked."""
@@ -37,6 +40,7 @@ MEANING = {
     "objects": "labelled objects that a source shows by 15 grey levels or more",
     "kept": "median over the objects of their contrast, as a share of the better source's",
     "lost": "share of the objects of whose contrast less than half is kept; less is better",
+    "gone": "share of the objects that are lost as a whole and in their upper, middle, lower third",
     "hidden": "share of the image that shows under half of a source's structure of 8 to 64 px",
     "flicker": "change from frame to frame along the motion in grey levels, less the sources' mean",
     "bright": "root mean square of the change of mean brightness from frame to frame, grey levels",

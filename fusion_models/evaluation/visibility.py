@@ -3,8 +3,10 @@
 
 An object is visible where it stands out from its surroundings: its contrast is the distance between
 the mean of the object and the mean of a ring around it, in grey levels. `kept` is the fused image's
-contrast over the better source's, and an object is lost where less than half is kept. Without
-labels, `hidden` asks the same at every pixel for structures of 8 to 64 pixels.
+contrast over the better source's, and an object is lost where less than half is kept. An object
+that is half bright and half dark may have the mean of its surroundings and be plain to see; so an
+object is gone only where its upper, middle and lower third have lost theirs too. Without labels,
+`hidden` asks the same at every pixel for structures of 8 to 64 pixels.
 
 All images are `(H, W)` luminances in 0..255, uint8 or float.
 """
@@ -19,6 +21,7 @@ import numpy as np
 
 __all__ = [
     "LEAST_CONTRAST",
+    "LEAST_PIXELS",
     "LOST",
     "Kept",
     "Region",
@@ -35,6 +38,8 @@ LEAST_CONTRAST = 15.0
 """Grey levels by which the better source must show an object, so that the object counts."""
 LOST = 0.5
 """An object or place is lost (hidden) where less than this share of its contrast is kept."""
+LEAST_PIXELS = 8
+"""Pixels that a third of an object, and its surroundings, have at least to be measured."""
 SCALES = (8, 16, 32, 64)
 """Sizes in pixels of the structures that `hidden` looks at."""
 LEAST_STRUCTURE = 6.0
@@ -50,12 +55,17 @@ class Kept:
     Attributes:
         box: x0, y0, x1, y1 in pixels, whole numbers, x1 and y1 excluded.
         ir, vi, fused: contrasts in grey levels, at least 0.
+        ir_shown, vi_shown, fused_shown: the largest contrasts of the object and of its upper,
+            middle and lower third, each with what is beside it, in grey levels.
     """
 
     box: tuple[int, int, int, int]
     ir: float
     vi: float
     fused: float
+    ir_shown: float
+    vi_shown: float
+    fused_shown: float
 
     @property
     def ratio(self) -> float:
@@ -68,19 +78,28 @@ class Kept:
         return self.ratio < LOST
 
     @property
+    def gone(self) -> bool:
+        """Whether neither the object nor a third of it keeps half of the better source's."""
+        return self.fused_shown < LOST * max(self.ir_shown, self.vi_shown)
+
+    @property
     def missing(self) -> float:
         """Grey levels of contrast by which the fused image falls short of the better source."""
         return max(self.ir, self.vi) - self.fused
 
 
 def summary(objects: Sequence[Kept]) -> dict[str, float]:
-    """Number of objects, what is kept of them (the median), share lost; empty without objects."""
+    """Number of objects, what is kept of them (the median), shares lost and gone.
+
+    Empty without objects.
+    """
     if not objects:
         return {}
     return {
         "objects": len(objects),
         "kept": float(np.median([one.ratio for one in objects])),
         "lost": float(np.mean([one.lost for one in objects])),
+        "gone": float(np.mean([one.gone for one in objects])),
     }
 
 
@@ -102,8 +121,27 @@ class Region:
 
     def contrast(self, image: np.ndarray) -> float:
         """Distance between the means of object and surroundings, in the image's unit."""
+        return _contrast(image[self.window], self.core, self.ring)
+
+    def shown(self, image: np.ndarray) -> float:
+        """The largest contrast of the object and of its upper, middle and lower third.
+
+        A third is compared with what is beside it; thirds that have under `LEAST_PIXELS` on either
+        side are left out.
+        """
         inside = image[self.window]
-        return abs(float(inside[self.core].mean()) - float(inside[self.ring].mean()))
+        found = [self.contrast(image)]
+        taken = np.flatnonzero(self.core.any(1))
+        edges = np.linspace(taken[0], taken[-1] + 1, 4).round().astype(int)
+        for rows in map(slice, edges, edges[1:]):
+            core, ring = self.core[rows], self.ring[rows]
+            if min(core.sum(), ring.sum()) >= LEAST_PIXELS:
+                found.append(_contrast(inside[rows], core, ring))
+        return max(found)
+
+
+def _contrast(image: np.ndarray, core: np.ndarray, ring: np.ndarray) -> float:
+    return abs(float(image[core].mean()) - float(image[ring].mean()))
 
 
 def box_regions(boxes: Iterable[Box], shape: tuple[int, int]) -> list[Region]:
@@ -197,7 +235,8 @@ def _kept(images: Sequence[np.ndarray], regions: Iterable[Region]) -> list[Kept]
     for region in regions:
         fused, ir, vi = map(region.contrast, images)
         if max(ir, vi) >= LEAST_CONTRAST:
-            found.append(Kept(region.box, ir, vi, fused))
+            fused_shown, *sources = map(region.shown, images)
+            found.append(Kept(region.box, ir, vi, fused, *sources, fused_shown))
     return found
 
 

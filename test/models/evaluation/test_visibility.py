@@ -6,7 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fusion_models.evaluation.visibility import hidden, hidden_map, kept_boxes, kept_masks
+from fusion_models.evaluation.visibility import (
+    hidden,
+    hidden_map,
+    kept_boxes,
+    kept_masks,
+    summary,
+)
 
 SHAPE = (120, 160)
 BOX = (60, 30, 84, 78)
@@ -27,6 +33,37 @@ def test_an_object_shown_in_full_is_kept_and_one_at_a_third_is_lost():
     assert found.ratio == 1 and not found.lost
     (found,) = kept_boxes(third, ir, vi, [BOX])
     assert found.ratio == pytest.approx(1 / 3) and found.lost
+
+
+def test_an_object_half_bright_and_half_dark_is_lost_as_a_whole_but_not_gone():
+    ir, vi = scene(200, 80), scene(80, 80)
+    striped = scene(80, 80)
+    striped[30:54, 60:84], striped[54:78, 60:84] = 180, 0  # means of 90 beside 80
+    (found,) = kept_boxes(striped, ir, vi, [BOX])
+    assert found.lost and found.fused == pytest.approx(10)
+    assert found.fused_shown >= 80 and not found.gone
+    (found,) = kept_boxes(scene(90, 80), ir, vi, [BOX])
+    assert found.lost and found.gone
+    assert summary([found])["gone"] == 1
+
+
+def test_an_object_of_which_a_source_shows_one_third_alone_is_gone_without_that_third():
+    ir = scene(80, 80)
+    ir[36:48, 66:78] = 200  # the upper third of the core
+    vi = scene(80, 80)
+    (found,) = kept_boxes(scene(120, 80), ir, vi, [BOX])
+    assert (found.ir, found.ir_shown, found.fused_shown) == (40, 120, 40)
+    assert not found.lost and found.gone
+    (found,) = kept_boxes(ir, ir, vi, [BOX])
+    assert not found.gone
+
+
+def test_thirds_of_tiny_masks_are_not_measured():
+    ir, mask = np.full(SHAPE, 50, np.uint8), np.zeros(SHAPE, bool)
+    mask[20:23, 40:45] = True
+    ir[20:21, 40:45] = 200
+    (found,) = kept_masks(ir, ir, ir, [mask])
+    assert found.ir == found.ir_shown == 50
 
 
 def test_either_polarity_keeps_an_object():
