@@ -53,7 +53,9 @@ DEFAULTS = {
     "start": "", "methods": "shipped", "tests": "", "repeats": 1000, "data": "auto", "threads": 0,
     "pictures": "visible,infrared,average,maximum,mean .7,mean .8", "output": "runs/per_input",
 }  # fmt: skip
-BUDGET = {"epochs": "5", "simulated": "0", "classes": "person,bicycle,car"}
+BUDGET = {
+    "epochs": "5", "simulated": "0", "fuse_size": "640", "classes": "person,bicycle,car",
+}  # fmt: skip
 """Of each training, unless the arguments say otherwise."""
 
 

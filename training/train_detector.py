@@ -17,6 +17,8 @@ that it fits any of them. Settings are `key=value`:
     simulated pairs of each kind of simulated scene, with exact boxes (0: none)
     draws     kinds of pictures of each pair for training, chosen at random (0: all)
     size      longer side of the picture for the detector in pixels
+    fuse_size longer side at which pairs are fused, at least `size`; smaller pairs at their own. The
+              fused picture is then resized to `size`, as in the node
     epochs, batch, lr, freeze, patience   of the training; `freeze` layers from the first on stay;
               epochs=0 only writes the data set
     limit     pairs of each set, evenly spaced (0: all)
@@ -72,6 +74,7 @@ from fusion_ros.size import Size
 DEFAULTS = {
     "start": "yolov8n.pt", "data": "auto", "sets": "", "classes": ",".join(CLASSES),
     "methods": "shipped", "pictures": "all", "simulated": 10, "draws": 4, "size": 320,
+    "fuse_size": 640,
     "epochs": 8, "batch": 16, "lr": 5e-4, "freeze": 0, "patience": 50, "max_steps": 0,
     "limit": 0, "precision": "auto", "threads": 0, "seed": 0, "resume": False, "ship": False,
     "output": "runs/detector",
@@ -125,7 +128,10 @@ def simulated_sets(folder: Path, count: int, size: Size) -> dict[str, PairSet]:
 
 def prepare(config, kinds: dict[str, Picture], networks: dict[str, Network], folder: Path) -> Path:
     """Write the data set; prints what the labels hold and what is wrong with them."""
-    marks = {name: network.as_dict()["sha256"][:8] for name, network in networks.items()}
+    # Pictures of another size or of an older network are not those of this run.
+    marks = dict.fromkeys(kinds, str(config.fuse_size))
+    for name, network in networks.items():
+        marks[name] = f"{network.as_dict()['sha256'][:8]}-{config.fuse_size}"
     classes = config.classes.split(",")
     parts: dict[str, list[Part]] = {"train": [], "val": []}
     held = [name for name in (*VALIDATED, *networks) if name in kinds] or list(kinds)
@@ -137,17 +143,17 @@ def prepare(config, kinds: dict[str, Picture], networks: dict[str, Network], fol
             small = first.shape[0] <= SMALL
             shown = kinds if split == "train" else {k: kinds[k] for k in held}
             draws = config.draws if split == "train" else int(small)
-            fused = fusing_size(*first.shape[1::-1], config.size)
-            place = folder / f"pairs_{config.size}" / pairs.name
+            fused = fusing_size(*first.shape[1::-1], config.fuse_size)
+            place = folder / f"pairs_{config.fuse_size}" / pairs.name
             pairs = resized_pairs(pairs, place, fused)
-            parts[split].append(Part(pairs, labels, shown, draws, marks))
+            parts[split].append(Part(pairs, labels, shown, draws, marks, config.size))
         if config.simulated:
-            size = Size(config.size, config.size * 3 // 4)
+            size = Size(config.fuse_size, config.fuse_size * 3 // 4)
             pairs = simulated_sets(folder, config.simulated, size)[split]
             labels, _ = read_labels(pairs, classes, report)
             shown = kinds if split == "train" else {k: kinds[k] for k in held}
             draws = config.draws if split == "train" else 1
-            parts[split].append(Part(pairs, labels, shown, draws, marks))
+            parts[split].append(Part(pairs, labels, shown, draws, marks, config.size))
         print(f"{split}: {report}", flush=True)
     with tqdm(desc="pictures", unit="", mininterval=2.0) as bar:
         return write_dataset(folder, parts, classes, config.seed, lambda name: bar.update())
@@ -279,6 +285,9 @@ def main(arguments: list[str], say: Callable[[str], None] = print) -> int:
         config = merge_settings(DEFAULTS, arguments)
         if config.size % 32 or config.size < 64:
             raise ConfigError(f"size={config.size}: expected a multiple of 32 from 64 on")
+        if config.fuse_size % 32 or config.fuse_size < 64:
+            raise ConfigError(f"fuse_size={config.fuse_size}: expected a multiple of 32 from 64 on")
+        config.fuse_size = max(config.fuse_size, config.size)
         if not config.resume and not Path(config.start).expanduser().is_file():
             raise ConfigError(f"start={config.start}: no such file; give a .pt of ultralytics")
         networks = {}

@@ -146,8 +146,8 @@ def _read_coco(pairs: PairSet, report: BoxReport) -> tuple[dict[str, Boxes], lis
 def resized_pairs(pairs: PairSet, folder: Path, size: tuple[int, int]) -> PairSet:
     """The same pairs brought to one width and height, as files in `folder`.
 
-    A detector sees small pictures, so fusing large ones for it would cost time for nothing; and
-    pairs that were squeezed to another format get their proportions back.
+    Pairs that were squeezed to another format get their proportions back, and large ones, which
+    cost time, the size at which they are fused.
     """
     files = []
     for pair_files in pairs.files:
@@ -186,6 +186,9 @@ class Part:
         pictures: by name; each pair gives `draws` of them, chosen at random (0: all).
         marks: added to the name of a picture's files, say the checksum of its network: pictures of
             an older network are then not taken for those of the new one.
+        longest: longer side in pixels of the pictures as written (0: as they are). They are made
+            at the pairs' size and resized after it as the node does it for its detector: what a
+            network makes of a large pair is not what it makes of a small one.
     """
 
     pairs: PairSet
@@ -193,6 +196,7 @@ class Part:
     pictures: Mapping[str, Picture]
     draws: int = 0
     marks: Mapping[str, str] = field(default_factory=dict)
+    longest: int = 0
 
 
 @dataclass
@@ -244,7 +248,8 @@ def write_dataset(
                     if not target.is_file() or not (labels / f"{file}.txt").is_file():
                         if pair is None:
                             pair = next(iter(one))
-                        boxes = _write_picture(target, part.pictures[name](pair), part.labels[stem])
+                        picture = _resized(part.pictures[name](pair), part.longest)
+                        boxes = _write_picture(target, picture, part.labels[stem])
                         write_text(labels / f"{file}.txt", boxes.as_yolo())
                     lines = (labels / f"{file}.txt").read_text().splitlines()
                     listed.append(f"./images/{split}/{file}.jpg\n")
@@ -270,6 +275,15 @@ def write_dataset(
         json.dumps({k: dict(v) for k, v in vars(written).items()}, indent=1) + "\n",
     )
     return folder / "data.yaml"
+
+
+def _resized(picture: np.ndarray, longest: int) -> np.ndarray:
+    height, width = picture.shape[:2]
+    scale = longest / max(height, width)
+    if not 0 < scale < 1:
+        return picture
+    size = (round(width * scale), round(height * scale))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
 
 
 def _write_picture(path: Path, picture: np.ndarray, boxes: Boxes) -> Boxes:

@@ -209,7 +209,13 @@ def test_what_cannot_be_measured_is_said(yolo, data, tmp_path, capsys):
     assert "finds none of the labelled person" in capsys.readouterr().err
 
 
-def test_squeezed_pairs_get_their_proportions_and_large_ones_the_detectors_size():
+def test_squeezed_pairs_get_their_proportions_and_large_ones_the_size_of_fusing():
     assert fusing_size(128, 128, 416) == (168, 128)
     assert fusing_size(640, 480, 416) == (416, 312)
     assert fusing_size(96, 72, 320) == (96, 72)
+
+
+def test_a_size_of_fusing_that_no_network_takes_is_refused(tmp_path, capsys):
+    assert train_detector.main(["fuse_size=100", f"output={tmp_path / 'run'}"]) == 2
+    assert "fuse_size=100: expected a multiple of 32 from 64 on" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -200,6 +200,25 @@ def test_pictures_of_an_older_network_are_not_taken_for_those_of_the_new_one(pai
     assert listed == ["./images/train/visible@new-street_train-00001N.jpg"]
 
 
+def test_pictures_are_made_at_the_pairs_size_and_resized_after_it(pairs, tmp_path):
+    label(pairs, "00001N", "0 .5 .5 .2 .4\n2 .9 .9 .1 .1\n")
+    labels, _ = read_labels(pairs)
+    (shape, *_) = {pair.ir.shape for pair in pairs}
+    made_at = []
+
+    def picture(pair):
+        made_at.append(pair.ir.shape)
+        return SOURCES["visible"](pair)
+
+    half = max(shape) // 2
+    part = Part(pairs, labels, {"visible": picture}, longest=half)
+    write_dataset(tmp_path, {"train": [part]})
+    (file,) = (tmp_path / "images" / "train").iterdir()
+    assert made_at == [shape] and max(cv2.imread(str(file)).shape[:2]) == half
+    boxes = (tmp_path / "labels" / "train" / f"{file.stem}.txt").read_text().splitlines()
+    assert boxes[0] == "0 0.500000 0.500000 0.200000 0.400000", "shares of the picture stay"
+
+
 def test_pairs_are_brought_to_another_size_once(pairs, tmp_path):
     resized = resized_pairs(pairs, tmp_path / "r", (32, 40))
     assert resized.stems == pairs.stems
