@@ -125,6 +125,7 @@ def main(arguments: list[str]) -> int:
         methods = [m for m in str(config.methods).split(",") if m] or list_methods()
         for method in methods:
             model_path(method)
+        refuse_repeated("methods", [Path(method).stem for method in methods])
         sets = find_sets(config.data, str(config.sets).split(","), limit=config.limit)
         files = result_files(config.output, ".md", ".json") if config.output else []
         rows = [
@@ -144,6 +145,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def refuse_repeated(key: str, names: list) -> None:
+    """Refuse two rows of one name with ConfigError: their changes could not be told apart."""
+    if again := sorted({str(name) for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{key}: {', '.join(again)} more than once; name each once")
+
+
 def _sizes(text: str) -> list[int]:
     if not all(re.fullmatch(r"-?\d+", one.strip()) for one in text.split(",")):
         raise ConfigError(f"sizes={text}: expected whole numbers of pixels, such as 320,160")
@@ -153,6 +160,7 @@ def _sizes(text: str) -> list[int]:
             Settings(processing_size=size)
     except ValueError as error:
         raise ConfigError(f"sizes={text}: {error}") from None
+    refuse_repeated("sizes", sizes)
     return [size for size in sizes if size]
 
 

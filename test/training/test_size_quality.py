@@ -59,7 +59,17 @@ def test_images_without_any_structure_have_no_change_against_full_size():
 
 
 @pytest.mark.parametrize(
-    "wrong", ["sizes=20", "sizes=small", "methods=nonsense", "size=320", "limit=-1", "threads=-1"]
+    "wrong",
+    [
+        "sizes=20",
+        "sizes=small",
+        "sizes=64,64",
+        "methods=nonsense",
+        "methods=caf,caf",
+        "size=320",
+        "limit=-1",
+        "threads=-1",
+    ],
 )
 def test_what_cannot_be_used_is_refused(wrong, data, capsys):
     assert main([f"data={data}", "sets=city/test", wrong]) == 2
