@@ -94,7 +94,7 @@ def merge_settings(defaults: dict, arguments: list[str]) -> DictConfig:
 
 
 def result_files(output: object, *suffixes: str) -> list[Path]:
-    """Paths of results, `output` with each suffix; the folder is made, so that writing works.
+    """Paths of results, `output` with each suffix, or none for ''; their folder is made.
 
     `output` may have one of the suffixes already; another dot in its name is kept: `lr0.05` becomes
     `lr0.05.json`. Call it before long work.
@@ -102,6 +102,8 @@ def result_files(output: object, *suffixes: str) -> list[Path]:
     Raises:
         ConfigError: the folder cannot be made or written in.
     """
+    if not output:
+        return []
     base = Path(str(output)).expanduser()
     if base.suffix in suffixes:
         base = base.with_suffix("")

@@ -51,7 +51,13 @@ from fusion_models.hardware import keep_freed_memory
 from fusion_models.layers import MultiScaleFusion
 from fusion_models.losses import scd_loss, sobel, stronger, visual_information_loss
 from fusion_models.pairs import DataError, PairSet, find_sets
-from fusion_models.settings import ConfigError, merge_settings, result_files, show_help
+from fusion_models.settings import (
+    ConfigError,
+    check_counts,
+    merge_settings,
+    result_files,
+    show_help,
+)
 
 TERMS = {
     "lost": 1.5, "information": 0.7, "gradient": 6.0, "hidden": 0.5, "scd": 0.1, "pull": 0.02,
@@ -270,14 +276,9 @@ def summed_up(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
 
 def check(config) -> None:
     """Refuse settings out of range with ConfigError."""
-    for name, least in {
-        "max_steps": 1,
-        "limit": 0,
-        "threads": 0,
-        **dict.fromkeys(TERMS, 0),
-    }.items():
-        if config[name] < least:
-            raise ConfigError(f"{name}={config[name]}: expected {least} or more")
+    check_counts(config, "limit", "threads", *TERMS)
+    if config.max_steps < 1:
+        raise ConfigError(f"max_steps={config.max_steps}: expected 1 or more")
     if not config.lr > 0:
         raise ConfigError(f"lr={config.lr}: expected more than 0")
 
@@ -297,7 +298,7 @@ def main(arguments: list[str]) -> int:
         names = [name for name in str(config.sets).split(",") if name]
         found = find_sets(config.data, names, "" if names else "train", limit=config.limit)
         sets = {one.name: read_samples(one) for one in found}
-        files = result_files(config.output, ".json") if config.output else []
+        files = result_files(config.output, ".json")
         history = calibrate(config, sets, constants)
     except (ConfigError, DataError) as error:
         print(f"calibrate_target.py: {error}", file=sys.stderr)

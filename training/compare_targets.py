@@ -160,13 +160,13 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
-        check_counts(config, "threads", "limit")
+        check_counts(config, "threads")
         if config.threads:
             torch.set_num_threads(config.threads)
         names = [name for name in str(config.sets).split(",") if name]
         split = "" if names else "validation"
         sets = find_sets(config.data, names, split, limit=config.limit)
-        files = result_files(config.output, ".json") if config.output else []
+        files = result_files(config.output, ".json")
         rules = dict(RULES)
         if config.constants:
             row = Path(config.constants).stem

@@ -108,9 +108,10 @@ def main(arguments: list[str]) -> int:
         if name in networks:
             methods = f"{name}:{networks[name].onnx}"
             digest = networks[name].as_dict()["sha256"]
-        made_of = {"start": start.name, "budget": budget, "input": name, "network": digest}
-        if config.data != "auto":
-            made_of["data"] = str(config.data)
+        made_of = {
+            "start": start.name, "data": str(config.data), "budget": budget, "input": name,
+            "network": digest,
+        }  # fmt: skip
         given = [f"start={start}", f"methods={methods}", f"pictures={name}", *both]
         given += [f"{key}={value}" for key, value in budget.items()]
         if not train(name, made_of, output / file_name(name), given):

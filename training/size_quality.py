@@ -120,14 +120,14 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         config = merge_settings(DEFAULTS, arguments)
-        check_counts(config, "threads", "limit")
+        check_counts(config, "threads")
         sizes = [0, *_sizes(str(config.sizes))]
         methods = [m for m in str(config.methods).split(",") if m] or list_methods()
         for method in methods:
             model_path(method)
         refuse_repeated("methods", [Path(method).stem for method in methods])
         sets = find_sets(config.data, str(config.sets).split(","), limit=config.limit)
-        files = result_files(config.output, ".md", ".json") if config.output else []
+        files = result_files(config.output, ".md", ".json")
         rows = [
             measure(method, pair_set, size, config.threads)
             for method in methods

@@ -121,27 +121,26 @@ class Region:
 
     def contrast(self, image: np.ndarray) -> float:
         """Distance between the means of object and surroundings, in the image's unit."""
-        return _contrast(image[self.window], self.core, self.ring)
-
-    def shown(self, image: np.ndarray) -> float:
-        """The largest contrast of the object and of its upper, middle and lower third.
-
-        A third is compared with what is beside it; thirds that have under `LEAST_PIXELS` on either
-        side are left out.
-        """
         inside = image[self.window]
-        found = [self.contrast(image)]
+        return abs(float(inside[self.core].mean()) - float(inside[self.ring].mean()))
+
+    def thirds(self) -> list[Region]:
+        """The upper, middle and lower third of the object, each with the surroundings beside it.
+
+        Thirds with under `LEAST_PIXELS` of either are left out.
+        """
+        left, _, right, _ = self.box
+        rows, columns = self.window
         taken = np.flatnonzero(self.core.any(1))
-        edges = np.linspace(taken[0], taken[-1] + 1, 4).round().astype(int)
-        for rows in map(slice, edges, edges[1:]):
-            core, ring = self.core[rows], self.ring[rows]
+        edges = np.linspace(taken[0], taken[-1] + 1, 4).round().astype(int).tolist()
+        found = []
+        for start, end in zip(edges, edges[1:]):
+            core, ring = self.core[start:end], self.ring[start:end]
             if min(core.sum(), ring.sum()) >= LEAST_PIXELS:
-                found.append(_contrast(inside[rows], core, ring))
-        return max(found)
-
-
-def _contrast(image: np.ndarray, core: np.ndarray, ring: np.ndarray) -> float:
-    return abs(float(image[core].mean()) - float(image[ring].mean()))
+                top, bottom = rows.start + start, rows.start + end
+                window = (slice(top, bottom), columns)
+                found.append(Region((left, top, right, bottom), window, core, ring))
+        return found
 
 
 def box_regions(boxes: Iterable[Box], shape: tuple[int, int]) -> list[Region]:
@@ -233,10 +232,14 @@ def kept_masks(
 def _kept(images: Sequence[np.ndarray], regions: Iterable[Region]) -> list[Kept]:
     found = []
     for region in regions:
-        fused, ir, vi = map(region.contrast, images)
+        fused, ir, vi = whole = [region.contrast(image) for image in images]
         if max(ir, vi) >= LEAST_CONTRAST:
-            fused_shown, *sources = map(region.shown, images)
-            found.append(Kept(region.box, ir, vi, fused, *sources, fused_shown))
+            thirds = region.thirds()
+            fused_shown, ir_shown, vi_shown = (
+                max([contrast, *(third.contrast(image) for third in thirds)])
+                for contrast, image in zip(whole, images)
+            )
+            found.append(Kept(region.box, ir, vi, fused, ir_shown, vi_shown, fused_shown))
     return found
 
 

@@ -43,6 +43,7 @@ def test_results_keep_a_dotted_name_and_their_folder_is_made(tmp_path):
     names = [file.name for file in result_files(tmp_path / "a/lr0.05", ".md", ".json")]
     assert names == ["lr0.05.md", "lr0.05.json"] and (tmp_path / "a").is_dir()
     assert result_files(f"{tmp_path}/x.json", ".md", ".json")[0] == tmp_path / "x.md"
+    assert result_files("", ".json") == []
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path):

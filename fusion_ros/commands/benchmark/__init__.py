@@ -154,16 +154,13 @@ def _pace(options: argparse.Namespace) -> int:
 
     try:
         phases = [float(one) for one in options.phases.split(",")]
-        numbers = all(math.isfinite(one) for one in (*phases, options.rate))
-        if not numbers or len(phases) != 3 or min(phases) < 0 or sum(phases) < _LEAST_PACE_S:
-            raise ValueError(
-                f"--phases {options.phases} --rate {options.rate:g}: expected three durations of "
-                f"{_LEAST_PACE_S} s or more together, such as 20,20,20, and a rate in Hz"
-            )
-        if not options.rate > 0 or options.load < 0:
+        finite = all(map(math.isfinite, (*phases, options.rate)))
+        lasts = len(phases) == 3 and min(phases) >= 0 and sum(phases) >= _LEAST_PACE_S
+        if not (finite and lasts and options.rate > 0 and options.load >= 0):
             raise ValueError(
                 f"--phases {options.phases} --rate {options.rate:g} --load {options.load}: "
-                "expected three durations such as 20,20,20, a positive rate, and no negative load"
+                f"expected three durations of {_LEAST_PACE_S} s or more together, such as "
+                "20,20,20, a positive rate in Hz and no negative load"
             )
         runs = [
             (size, _parameters(options, options.method, processing_size=size))
